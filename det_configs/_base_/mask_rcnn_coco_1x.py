@@ -1,0 +1,26 @@
+# Mask R-CNN on COCO, 1x (12 epochs) at 800 x 1333, batch 16 (8 GPUs x 2 or any other split; see auto_scale_lr).
+# Model, data set, schedule and runtime come from the installed mmdet; the settings are those that Swin and VMamba
+# publish: AdamW 1e-4, weight decay 0.05 but none on 1-D parameters, 1,000 steps of warm-up, steps at epochs 8 and 11.
+_base_ = [
+    "mmdet::_base_/models/mask-rcnn_r50_fpn.py",
+    "mmdet::_base_/datasets/coco_instance.py",
+    "mmdet::_base_/schedules/schedule_1x.py",
+    "mmdet::_base_/default_runtime.py",
+]
+custom_imports = dict(imports=["vig_backbone"], allow_failed_imports=False)
+
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=1000),
+    dict(type="MultiStepLR", by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1),
+]
+optim_wrapper = dict(
+    _delete_=True,
+    type="OptimWrapper",
+    optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    # flat: every 1-D parameter (norms, biases), whatever class its module has.
+    paramwise_cfg=dict(flat_decay_mult=0.0, custom_keys={"pos_embed": dict(decay_mult=0.0)}),
+)
+default_hooks = dict(
+    checkpoint=dict(type="AtomicCheckpointHook", interval=1, max_keep_ckpts=2, save_best="coco/segm_mAP"),
+)
+custom_hooks = [dict(type="CheckDataHook")]

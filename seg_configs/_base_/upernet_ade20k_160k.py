@@ -1,0 +1,36 @@
+# UperNet on ADE20K, 160k iterations at 512 x 512, batch 16 (8 GPUs x 2 or any other split; see auto_scale_lr).
+# Model, data set, schedule and runtime come from the installed mmsegmentation; the settings are those that Swin, VMamba
+# and Vision-RWKV publish: AdamW, weight decay 0.01 but none on 1-D parameters, 1,500 steps of warm-up, linear decay.
+_base_ = [
+    "mmseg::_base_/models/upernet_swin.py",
+    "mmseg::_base_/datasets/ade20k.py",
+    "mmseg::_base_/schedules/schedule_160k.py",
+    "mmseg::_base_/default_runtime.py",
+]
+custom_imports = dict(imports=["vig_backbone"], allow_failed_imports=False)
+
+crop_size = (512, 512)
+model = dict(
+    data_preprocessor=dict(size=crop_size),
+    decode_head=dict(num_classes=150),
+    auxiliary_head=dict(num_classes=150),
+)
+
+train_dataloader = dict(batch_size=2)
+auto_scale_lr = dict(enable=False, base_batch_size=16)
+
+optim_wrapper = dict(
+    _delete_=True,
+    type="OptimWrapper",
+    optimizer=dict(type="AdamW", lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
+    # flat: every 1-D parameter (norms, biases), whatever class its module has.
+    paramwise_cfg=dict(flat_decay_mult=0.0, custom_keys={"pos_embed": dict(decay_mult=0.0)}),
+)
+param_scheduler = [
+    dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=1500),
+    dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=1500, end=160000),
+]
+default_hooks = dict(
+    checkpoint=dict(type="AtomicCheckpointHook", interval=8000, max_keep_ckpts=2, save_best="mIoU"),
+)
+custom_hooks = [dict(type="CheckDataHook")]

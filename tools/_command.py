@@ -1,0 +1,51 @@
+"""What the commands that work from a config share: arguments, and errors without a traceback."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+
+from vig_backbone import CheckpointError
+from vig_backbone.openmmlab.configuration import load_config
+from vig_backbone.openmmlab.errors import ConfigError, DataError
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="seg_configs/*.py or det_configs/*.py, or a config that inherits from one")
+    parser.add_argument("--data", metavar="NAME", help="another data set: 'toy' is the embedded one, small and quick")
+    parser.add_argument("--work-dir", metavar="DIR", help="logs and checkpoints (default: work_dirs/CONFIG)")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="change fields of the config, e.g. optim_wrapper.optimizer.lr=1e-4 model.backbone.with_cp=True",
+    )
+    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="how it was started")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def load(args: argparse.Namespace) -> Config:
+    """The config of the command line, with its work dir set."""
+    cfg = load_config(args.config, args.data, args.cfg_options)
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs") / Path(args.config).stem)
+    os.environ.setdefault("LOCAL_RANK", "0")
+    return cfg
+
+
+def run_command(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    """Run main(args); a mistake of the user's becomes a message and exit code 2 (with --debug, a traceback)."""
+    try:
+        main(args)
+    except (ConfigError, DataError, CheckpointError) as error:
+        if args.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,14 @@
+"""ViG backbones for dense prediction. The models need torch alone; in an OpenMMLab environment they are registered."""
+
+from importlib.util import find_spec
+
+from .builder import build_backbone
+from .checkpoint import CheckpointError, load_checkpoint
+from .hier_vig import HierViG
+from .vig import ViG
+
+__version__ = "0.1.0"
+__all__ = ["CheckpointError", "HierViG", "ViG", "build_backbone", "load_checkpoint"]
+
+if find_spec("mmengine") is not None:
+    from . import openmmlab  # noqa: F401  (registers the backbones and answers for mmcv._ext)

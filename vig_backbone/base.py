@@ -1,0 +1,136 @@
+"""What both backbones have in common: freezing, checkpointing, initialisation, the contract with timm and OpenMMLab."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .checkpoint import load_checkpoint
+
+
+class FeatureInfo(list):
+    """One dict per output with ``num_chs``, ``reduction`` (stride in pixels) and ``module``, as in timm."""
+
+    def channels(self) -> list[int]:
+        return [info["num_chs"] for info in self]
+
+    def reduction(self) -> list[int]:
+        return [info["reduction"] for info in self]
+
+    def module_name(self) -> list[str]:
+        return [info["module"] for info in self]
+
+
+class Backbone(nn.Module):
+    """Base of :class:`ViG` and :class:`HierViG`; see there."""
+
+    # Parameters that a checkpoint of the classifier may lack, as prefixes.
+    optional_parameters: tuple[str, ...] = ()
+    min_image_size: int
+    feature_info: FeatureInfo
+
+    def __init__(self, frozen_stages: int, with_cp: bool, init_cfg: dict | None) -> None:
+        super().__init__()
+        self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
+        self.init_cfg = _check_init_cfg(init_cfg)
+
+    def freezable_stages(self) -> list[list[nn.Module | nn.Parameter]]:
+        """Stem first, then what each further step of `frozen_stages` freezes."""
+        raise NotImplementedError
+
+    def init_weights(self) -> None:
+        """Initialise from scratch, or load the checkpoint that `init_cfg` names (strictly; see `load_checkpoint`)."""
+        if self.init_cfg is None:
+            self.init_from_scratch()
+        else:
+            load_checkpoint(self, **{key: value for key, value in self.init_cfg.items() if key != "type"})
+
+    def init_from_scratch(self) -> None:
+        """The usual scheme of vision transformers: truncated normal, std 0.02, for linear layers, zero biases."""
+        self.apply(_init_module)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """As usual, but frozen stages stay in evaluation mode, without gradients."""
+        super().train(mode)
+        for stage in self.freezable_stages()[: self.frozen_stages + 1]:
+            for part in stage:
+                part.requires_grad_(False)
+                if isinstance(part, nn.Module):
+                    part.eval()
+        return self
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations (timm's name for `with_cp`)."""
+        self.with_cp = enable
+
+    def run_block(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """block(x), with gradient checkpointing where it is asked for and of use."""
+        if self.with_cp and self.training and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
+
+    def check_image(self, x: Tensor) -> None:
+        """Raise ValueError for anything but a batch of images [B, 3, H, W] that a patch fits into."""
+        if x.dim() != 4 or x.shape[1] != 3:
+            raise ValueError(f"{type(self).__name__} takes images [B, 3, H, W], got a tensor of shape {list(x.shape)}")
+        H, W = x.shape[-2:]
+        if min(H, W) < self.min_image_size:
+            raise ValueError(
+                f"image of {H}x{W} pixels is smaller than a patch: {type(self).__name__} needs at least "
+                f"{self.min_image_size} pixels on each side; resize or pad the image, or leave it out"
+            )
+
+
+def resolve_indices(indices: Sequence[int] | int | None, count: int, what: str) -> tuple[int, ...]:
+    """Sorted non-negative indices: None is all of them, an int the last so many, negative ones count from the end."""
+    if indices is None:
+        return tuple(range(count))
+    if isinstance(indices, int):
+        indices = range(count - indices, count)
+    resolved = [i + count if i < 0 else i for i in indices]
+    if not resolved or any(not 0 <= i < count for i in resolved):
+        raise ValueError(f"{what}={tuple(indices)} does not fit: expected indices from {-count} to {count - 1}")
+    if sorted(set(resolved)) != resolved:
+        raise ValueError(f"{what}={tuple(indices)} must be in ascending order, without repetition")
+    return tuple(resolved)
+
+
+def lookup_arch(arch: str, archs: dict, model: str) -> dict:
+    """The settings of a variant; a ValueError that lists them all for an unknown name."""
+    if arch not in archs:
+        raise ValueError(f"{model} has no arch={arch!r}: expected one of {', '.join(map(repr, archs))}")
+    return archs[arch]
+
+
+def check_frozen_stages(frozen_stages: int, count: int, model: str) -> int:
+    """-1 (nothing is frozen) up to `count`; ValueError otherwise."""
+    if not -1 <= frozen_stages <= count:
+        raise ValueError(
+            f"{model} takes frozen_stages from -1 (none) over 0 (stem) to {count} (all), got {frozen_stages}"
+        )
+    return frozen_stages
+
+
+def _check_init_cfg(init_cfg: dict | None) -> dict | None:
+    if init_cfg is None:
+        return None
+    known = {"type", "checkpoint", "key", "prefix"}
+    if init_cfg.get("type") != "Pretrained" or not init_cfg.get("checkpoint") or set(init_cfg) - known:
+        raise ValueError(
+            f"init_cfg={dict(init_cfg)} is not understood: expected None or "
+            "dict(type='Pretrained', checkpoint='path or URL'), with key= and prefix= as options"
+        )
+    return dict(init_cfg)
+
+
+def _init_module(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        module.reset_parameters()
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,143 @@
+"""Strict and loud loading of backbone weights: official files, and checkpoints of whole detectors and segmenters."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+
+# Where the weights sit in the files that are around; a file without any of these holds the weights themselves.
+CONTAINER_KEYS = ("model", "state_dict", "model_ema", "ema_state_dict")
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+CLASSIFIER_PREFIXES = ("head.", "classifier.")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read, or does not fit the model."""
+
+
+def load_checkpoint(model: nn.Module, checkpoint: str | os.PathLike, key: str | None = None, prefix: str = "") -> None:
+    """Load backbone weights from a file or URL, all of them or none.
+
+    Takes the official files as they are, and checkpoints of whole models that contain the backbone. The classifier
+    (``head.*``, ``classifier.*``) is dropped; parameters that released files lack by design (the out-norms of
+    :class:`HierViG`) may be missing; anything else missing, unexpected or of another shape is an error.
+
+    Args:
+        model: :class:`ViG` or :class:`HierViG`.
+        checkpoint: path or URL of a ``.pth`` or ``.safetensors`` file.
+        key: which entry of the file holds the weights; by default the first one found of ``model``, ``state_dict``,
+            ``model_ema``, ``ema_state_dict``, or the file itself.
+        prefix: what the names of the backbone start with; found by itself where it is ``backbone.``.
+
+    Raises:
+        CheckpointError: file missing, truncated or not a checkpoint; weights of another variant or model.
+    """
+    source = str(checkpoint)
+    weights = select_weights(read_checkpoint(source), source, key, prefix)
+    problems = compare(model, weights)
+    if problems:
+        raise CheckpointError(f"{source} does not fit {_describe(model)}: {'; '.join(problems)}.{_hint(model, weights)}")
+    model.load_state_dict(weights, strict=False)
+
+
+def read_checkpoint(source: str) -> Mapping:
+    """The content of a checkpoint file or URL, on the CPU, by safe (weights-only) unpickling."""
+    path = _download(source) if urlparse(source).scheme in ("http", "https") else Path(source)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}: give the path of a .pth or .safetensors file, or its URL")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen types for a damaged file
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({path.stat().st_size} bytes; truncated, or not written by "
+            f"torch.save): {str(error).splitlines()[0]}. Fetch or copy the file again"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a dictionary of weights")
+    return content
+
+
+def select_weights(content: Mapping, source: str, key: str | None = None, prefix: str = "") -> dict[str, Tensor]:
+    """The backbone's own weights out of a checkpoint's content, by their names in the backbone."""
+    if key is not None and key not in content:
+        raise CheckpointError(f"{source} has no entry {key!r}: it holds {sorted(map(str, content))[:12]}")
+    if key is None:
+        key = next((name for name in CONTAINER_KEYS if isinstance(content.get(name), Mapping)), None)
+    weights = content if key is None else content[key]
+    weights = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    if not weights:
+        raise CheckpointError(f"{source} holds no weights{'' if key is None else f' under {key!r}'}")
+    for wrapper in WRAPPER_PREFIXES:
+        if all(name.startswith(wrapper) for name in weights):
+            weights = _below(weights, wrapper)
+    prefix = prefix or ("backbone." if any(name.startswith("backbone.") for name in weights) else "")
+    weights = _below(weights, prefix)
+    if not weights:
+        raise CheckpointError(f"no weight in {source} starts with {prefix!r}")
+    return {name: value for name, value in weights.items() if not name.startswith(CLASSIFIER_PREFIXES)}
+
+
+def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """What does not fit, one text for each kind of misfit; empty if everything fits."""
+    expected = model.state_dict()
+    optional = getattr(model, "optional_parameters", ())
+    missing = [name for name in expected if name not in weights and not name.startswith(optional or ("\0",))]
+    # A model built for fewer outputs has fewer of the optional parameters than the file.
+    unexpected = [name for name in weights if name not in expected and not name.startswith(optional or ("\0",))]
+    reshaped = [
+        f"{name} {list(weights[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape:", reshaped))
+    return [f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds if names]
+
+
+def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _some(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def _describe(model: nn.Module) -> str:
+    return f"{type(model).__name__}(arch={getattr(model, 'arch', None)!r})"
+
+
+def _hint(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """Name the variant that the weights belong to, if they belong to one."""
+    from .builder import BACKBONES
+
+    for name, make in BACKBONES.items():
+        with torch.device("meta"):
+            candidate = make()
+        if not compare(candidate, weights) and _describe(candidate) != _describe(model):
+            return f" These are the weights of {_describe(candidate)}, {name!r}: set type and arch accordingly"
+    return ""
+
+
+def _download(url: str) -> Path:
+    """Fetch a URL into torch's cache of checkpoints, whole or not at all."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / Path(urlparse(url).path).name
+    if path.is_file():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        try:
+            torch.hub.download_url_to_file(url, str(Path(scratch) / path.name))
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{url} cannot be fetched ({error}). Offline: put the file at {path}") from error
+        os.replace(Path(scratch) / path.name, path)
+    return path

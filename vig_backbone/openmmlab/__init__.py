@@ -1,0 +1,15 @@
+"""The bridge to OpenMMLab, set up by `import vig_backbone` wherever mmengine is installed.
+
+Registers the backbones, necks and hooks, answers for `mmcv._ext` where mmcv was installed without its compiled
+operators, lets checkpoints of mmengine resume under torch's safe loading, and its configs load without `pkg_resources`.
+"""
+
+from . import mmcv_ext
+from .packages import work_without_pkg_resources
+from .registration import register_modules
+from .safe_load import allow_mmengine_checkpoints
+
+mmcv_ext.install()
+register_modules()
+allow_mmengine_checkpoints()
+work_without_pkg_resources()

@@ -1,0 +1,128 @@
+"""Loading configs the way the tools do: options laid over them, and misspelt fields refused."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from .errors import ConfigError
+
+# What mmengine's Runner and the tools read at the top of a config.
+RUNNER_FIELDS = (
+    "model work_dir train_dataloader val_dataloader test_dataloader train_cfg val_cfg test_cfg auto_scale_lr "
+    "optim_wrapper param_scheduler val_evaluator test_evaluator default_hooks custom_hooks data_preprocessor load_from "
+    "resume launcher env_cfg log_processor log_level visualizer vis_backends default_scope randomness experiment_name "
+    "custom_imports model_wrapper_cfg find_unused_parameters sync_bn compile tta_model tta_pipeline"
+).split()
+SCOPES = ("mmdet", "mmseg")
+
+
+def load_config(path: str | Path, data: str | None = None, options: dict[str, Any] | None = None) -> Config:
+    """Read a config and lay `data` and then `options` over it.
+
+    Args:
+        path: a text-style config of mmengine.
+        data: name of a data set for which the config's folder has ``_base_/data_NAME.py``.
+        options: dotted names and values, as from ``--cfg-options``.
+
+    Raises:
+        ConfigError: file missing or unreadable, unknown data set, or a field that looks misspelt.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no config at {path}.{_similar(path)}")
+    cfg = _read(path)
+    if cfg.get("default_scope") not in SCOPES:
+        raise ConfigError(f"{path}: default_scope={cfg.get('default_scope')!r}, expected one of {SCOPES}")
+    if data is not None:
+        cfg.merge_from_dict(_read(_data_file(path, data))._cfg_dict.to_dict())
+    _check_field_names(cfg, path)
+    if options:
+        _check_options(cfg, options)
+        cfg.merge_from_dict(options)
+    return cfg
+
+
+def use_amp(cfg: Config, dtype: str) -> None:
+    """Train with automatic mixed precision in `dtype`, 'bfloat16' or 'float16'."""
+    if cfg.optim_wrapper.get("type") not in ("OptimWrapper", "AmpOptimWrapper"):
+        raise ConfigError(
+            f"optim_wrapper.type={cfg.optim_wrapper.get('type')!r}: --amp needs 'OptimWrapper' or 'AmpOptimWrapper'"
+        )
+    cfg.optim_wrapper.type = "AmpOptimWrapper"
+    cfg.optim_wrapper.dtype = dtype
+    cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+
+
+def use_tta(cfg: Config) -> None:
+    """Test with the test-time augmentation that the config describes in `tta_model` and `tta_pipeline`."""
+    missing = [field for field in ("tta_model", "tta_pipeline") if field not in cfg]
+    if missing:
+        raise ConfigError(f"--tta: the config has no {' and no '.join(missing)}")
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    if cfg.default_scope == "mmdet":
+        # mmdet's DetTTAModel merges boxes only.
+        evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+        for evaluator in evaluators:
+            if evaluator.get("type") == "CocoMetric":
+                evaluator.metric = "bbox"
+
+
+def _read(path: Path) -> Config:
+    try:
+        return Config.fromfile(path)
+    except Exception as error:  # a config is Python: anything can go wrong in it
+        raise ConfigError(f"{path} cannot be read as a config: {type(error).__name__}: {error}") from error
+
+
+def _similar(path: Path) -> str:
+    """Configs that may have been meant."""
+    folders = [path.parent, Path("seg_configs"), Path("det_configs")]
+    names = {str(file) for folder in folders if folder.is_dir() for file in folder.glob("*.py")}
+    close = get_close_matches(str(path), names, n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(close)}?" if close else ""
+
+
+def _data_file(path: Path, data: str) -> Path:
+    file = path.parent / "_base_" / f"data_{data}.py"
+    if not file.is_file():
+        known = sorted(f.stem.removeprefix("data_") for f in file.parent.glob("data_*.py"))
+        raise ConfigError(f"--data {data}: there is no {file}; known for this folder: {', '.join(known) or 'none'}")
+    return file
+
+
+def _check_field_names(cfg: Config, path: Path) -> None:
+    """Refuse names at the top of a config that look like a misspelt field; others are the config's own variables."""
+    for name in cfg:
+        if name not in RUNNER_FIELDS:
+            close = get_close_matches(name, RUNNER_FIELDS, n=1, cutoff=0.9 if len(name) > 6 else 0.8)
+            if close:
+                raise ConfigError(f"{path}: unknown field {name!r}, did you mean {close[0]!r}?")
+
+
+def _check_options(cfg: Config, options: dict[str, Any]) -> None:
+    """An option must change a field that is there, or add one to a dict that is there."""
+    for option in options:
+        node: Any = cfg._cfg_dict
+        walked: list[str] = []
+        for part in option.split("."):
+            if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
+                node = node[int(part)]
+            elif isinstance(node, dict) and part in node:
+                node = node[part]
+            elif not walked and part in RUNNER_FIELDS:
+                break
+            elif isinstance(node, dict) and walked and option.endswith(f".{part}"):
+                break  # a new argument: its constructor refuses it if it does not exist
+            else:
+                choices = list(node) if isinstance(node, dict) else []
+                if not walked:
+                    choices += RUNNER_FIELDS
+                close = get_close_matches(part, choices, n=1, cutoff=0.6)
+                hint = f", did you mean {'.'.join([*walked, close[0]])!r}?" if close else ""
+                raise ConfigError(f"--cfg-options {option}: the config has no {'.'.join([*walked, part])!r}{hint}")
+            walked.append(part)

@@ -1,0 +1,82 @@
+"""Training and testing from a config: what tools/train.py and tools/test.py call."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from ..checkpoint import read_checkpoint
+from .checkpoint_hook import latest_whole_checkpoint
+from .errors import ConfigError
+from .preflight import check_data_is_there
+
+
+def train(cfg: Config) -> Runner:
+    """Train `cfg` (with `work_dir`, `launcher` and the rest set) after looking for its data; returns the runner."""
+    check_data_is_there(cfg, ("train", "val") if cfg.get("val_cfg") else ("train",))
+    runner = build_runner(cfg)
+    runner.train()
+    return runner
+
+
+def test(cfg: Config, checkpoint: str | Path) -> dict[str, float]:
+    """Evaluate `checkpoint` on the test split of `cfg`; returns the metrics, which also go to work_dir/metrics.json."""
+    read_checkpoint(str(checkpoint))  # a clear error now, not half a model later
+    check_data_is_there(cfg, ("test",))
+    cfg.load_from = str(checkpoint)
+    metrics = build_runner(cfg).test()
+    if is_main_process():
+        file = Path(cfg.work_dir) / "metrics.json"
+        file.write_text(json.dumps({name: float(value) for name, value in metrics.items()}, indent=2) + "\n")
+    return metrics
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The runner of a config, of another class than mmengine's where `runner_type` says so."""
+    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+
+
+def resume_from(cfg: Config, checkpoint: str) -> None:
+    """Continue from `checkpoint`, or from the last whole one in work_dir if it is 'auto' (from scratch if none)."""
+    if checkpoint != "auto":
+        if not Path(checkpoint).is_file():
+            raise ConfigError(f"--resume {checkpoint}: no such file; --resume alone takes the last one of the work dir")
+        cfg.resume, cfg.load_from = True, checkpoint
+        return
+    found, damaged = latest_whole_checkpoint(cfg.work_dir)
+    for path in damaged:
+        print_log(f"{path} is damaged and passed over", logger="current", level=30)
+    if found is None:
+        print_log(f"nothing to resume in {cfg.work_dir}: starting from scratch", logger="current", level=30)
+    cfg.resume, cfg.load_from = found is not None, None if found is None else str(found)
+
+
+def draw_predictions(cfg: Config, folder: str | Path) -> None:
+    """Have the test write a picture per image into `folder`: ground truth beside prediction."""
+    hook = cfg.default_hooks.get("visualization")
+    if hook is None:
+        raise ConfigError("--show-dir: the config has no default_hooks.visualization")
+    hook.draw = True
+    if cfg.default_scope == "mmdet":
+        hook.test_out_dir = str(Path(folder).resolve())
+    else:
+        cfg.visualizer.save_dir = str(folder)
+
+
+def dump_predictions(cfg: Config, target: str | Path) -> None:
+    """Have the test write its predictions: one pickle file for detection, a folder of label maps for segmentation."""
+    evaluators: list[Any] = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    if cfg.default_scope == "mmdet":
+        if Path(target).suffix not in (".pkl", ".pickle"):
+            raise ConfigError(f"--out {target}: detections go to one file, name it *.pkl")
+        cfg.test_evaluator = [*evaluators, dict(type="DumpDetResults", out_file_path=str(target))]
+    else:
+        for evaluator in evaluators:
+            evaluator["output_dir"] = str(target)

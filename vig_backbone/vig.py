@@ -1,0 +1,181 @@
+"""ViG, the plain (isotropic, stride 16) variant.
+
+Paper: "ViG: Linear-complexity Visual Sequence Learning with Gated Linear Attention", arXiv 2405.18425.
+Differences to the official classification code: any image size, outputs of several blocks, one forward pass for
+training and evaluation. The parameters are the same.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .base import Backbone, FeatureInfo, check_frozen_stages, lookup_arch, resolve_indices
+from .layers import DropPath, LayerNorm2d, RMSNorm, drop_path_rates, swiglu
+from .mixer import GLAMixer
+
+# `activation` puts a SiLU behind the depthwise convolution and before the output projection of the mixer.
+ARCHS: dict[str, dict] = {
+    "tiny": dict(dim=192, depth=12, num_heads=3, hidden_dim=512, activation=True),
+    "small": dict(dim=384, depth=12, num_heads=6, hidden_dim=1024, activation=False),
+    "base": dict(dim=768, depth=12, num_heads=12, hidden_dim=2048, activation=False),
+}
+POS_EMBED_GRID = 14  # 224 pixels at stride 16
+
+
+class ConvStem(nn.Module):
+    """Image [B, 3, H, W] -> tokens [B, ceil(H/16), ceil(W/16), C] by two overlapping convolutions."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.Conv2d(3, dim // 2, 9, stride=8, padding=1),
+            LayerNorm2d(dim // 2),
+            nn.SiLU(),
+            nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1),
+            LayerNorm2d(dim),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The 9x9 convolution covers rows -1 .. 8n-1 of the image: zeros up to the next multiple of 8 keep every pixel.
+        H, W = x.shape[-2:]
+        x = F.pad(x, (0, -W % 8, 0, -H % 8)).contiguous(memory_format=torch.channels_last)
+        return self.proj(x).permute(0, 2, 3, 1)
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(dim, 2 * hidden_dim, bias=False)
+        self.down_proj = nn.Linear(hidden_dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(swiglu(self.gate_proj(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm block on tokens [B, H, W, C]."""
+
+    def __init__(
+        self, dim: int, num_heads: int, hidden_dim: int, activation: bool, drop_path: float, gla_impl: str
+    ) -> None:
+        super().__init__()
+        self.attn_norm = RMSNorm(dim)
+        self.attn = GLAMixer(dim, num_heads, activation, gla_impl)
+        self.mlp_norm = RMSNorm(dim)
+        self.mlp = SwiGLU(dim, hidden_dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.attn_norm(x)))
+        return x + self.drop_path(self.mlp(self.mlp_norm(x)))
+
+
+class ViG(Backbone):
+    """Plain ViG: 12 blocks at stride 16, 5.6 M / 22 M / 88 M parameters (tiny / small / base).
+
+    Input ``[B, 3, H, W]`` with any H, W >= 16; output a tuple of maps ``[B, C, ceil(H/16), ceil(W/16)]``, one for
+    each of `out_indices`: the residual stream after that block, normalised after the last one.
+
+    Args:
+        arch: ``'tiny'``, ``'small'`` or ``'base'``.
+        out_indices: blocks whose output is returned, ascending; negative ones count from the end.
+        drop_path_rate: stochastic depth of the last block, growing linearly from 0 at the first.
+        frozen_stages: -1: nothing; 0: stem and position embedding; n: these and the first n blocks.
+        with_cp: gradient checkpointing, block by block.
+        gla_impl: implementation of the scan, see :func:`vig_kernels.bidirectional_gla`.
+        init_cfg: None, or ``dict(type='Pretrained', checkpoint='path or URL')``; takes official files as they are.
+
+    Raises:
+        ValueError: for an unknown `arch`, indices out of range, or an image smaller than a patch.
+    """
+
+    min_image_size = 16
+
+    def __init__(
+        self,
+        arch: str = "small",
+        out_indices: Sequence[int] = (2, 5, 8, 11),
+        drop_path_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        gla_impl: str = "auto",
+        init_cfg: dict | None = None,
+    ) -> None:
+        settings = lookup_arch(arch, ARCHS, "ViG")
+        dim, depth = settings["dim"], settings["depth"]
+        super().__init__(check_frozen_stages(frozen_stages, depth, "ViG"), with_cp, init_cfg)
+        self.arch = arch
+        self.embed_dim = dim
+        self.out_indices = resolve_indices(out_indices, depth, "out_indices")
+        self.feature_info = FeatureInfo(
+            dict(num_chs=dim, reduction=16, module=f"blocks.{i}", index=i) for i in self.out_indices
+        )
+        self.patch_embed = ConvStem(dim)
+        self.pos_embed = nn.Parameter(torch.zeros(1, POS_EMBED_GRID**2, dim))
+        self.blocks = nn.ModuleList(
+            Block(dim, settings["num_heads"], settings["hidden_dim"], settings["activation"], rate, gla_impl)
+            for rate in drop_path_rates(drop_path_rate, depth)
+        )
+        self.norm = RMSNorm(dim)
+        self.init_from_scratch()
+        self.train()
+
+    def init_from_scratch(self) -> None:
+        super().init_from_scratch()
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """[B, 3, H, W] -> maps [B, C, ceil(H/16), ceil(W/16)] for `out_indices`."""
+        return tuple(self._collect(x, self.out_indices, norm_last=True))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The final normalised map [B, C, ceil(H/16), ceil(W/16)]."""
+        return self._collect(x, (len(self.blocks) - 1,), norm_last=True)[0]
+
+    def forward_intermediates(
+        self, x: Tensor, indices: Sequence[int] | int | None = None, intermediates_only: bool = False
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Raw maps [B, C, ceil(H/16), ceil(W/16)] after the blocks `indices` (timm's contract).
+
+        Returns (final normalised map, maps), or the maps alone if `intermediates_only`, stopping at the last of them.
+        """
+        last = len(self.blocks) - 1
+        wanted = resolve_indices(indices, last + 1, "indices")
+        if intermediates_only:
+            return self._collect(x, wanted, norm_last=False)
+        maps = self._collect(x, sorted({*wanted, last}), norm_last=False)
+        final = self.norm(maps[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return final, maps[: len(wanted)]
+
+    def _collect(self, x: Tensor, indices: Sequence[int], norm_last: bool) -> list[Tensor]:
+        self.check_image(x)
+        x = self.patch_embed(x)  # [B, H, W, C]
+        x = x + self._pos_embed(*x.shape[1:3])
+        maps = []
+        for i, block in enumerate(self.blocks[: indices[-1] + 1]):
+            x = self.run_block(block, x)
+            if i in indices:
+                is_final = norm_last and i == len(self.blocks) - 1
+                maps.append((self.norm(x) if is_final else x).permute(0, 3, 1, 2))
+        return maps
+
+    def _pos_embed(self, H: int, W: int) -> Tensor:
+        """The position embedding, resized to a grid of H x W tokens: [1, H, W, C]."""
+        grid = self.pos_embed.view(1, POS_EMBED_GRID, POS_EMBED_GRID, -1)
+        if (H, W) == (POS_EMBED_GRID, POS_EMBED_GRID):
+            return grid
+        resized = F.interpolate(grid.permute(0, 3, 1, 2), size=(H, W), mode="bicubic", align_corners=False)
+        return resized.permute(0, 2, 3, 1)
+
+    def freezable_stages(self) -> list[list[nn.Module | nn.Parameter]]:
+        return [[self.patch_embed, self.pos_embed], *([block] for block in self.blocks)]
+
+    def no_weight_decay(self) -> set[str]:
+        return {"pos_embed"}
+
+    def group_matcher(self, coarse: bool = False) -> dict:
+        """timm's grouping of parameters into layers."""
+        blocks = r"^blocks\.(\d+)" if coarse else [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]
+        return dict(stem=r"^patch_embed|^pos_embed", blocks=blocks)
