@@ -43,9 +43,16 @@ def run_command(main: Callable[[argparse.Namespace], None], args: argparse.Names
     except (ConfigError, DataError, CheckpointError) as error:
         if args.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_message(error)}\n(--debug shows the traceback)", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
         return 130
     return 0
+
+
+def _message(error: Exception) -> str:
+    """The message itself: from a worker process of a data loader it comes wrapped in the text of a traceback."""
+    text = str(error)
+    marker = f".{type(error).__name__}: "
+    return text.rpartition(marker)[2].strip() if "Original Traceback" in text else text

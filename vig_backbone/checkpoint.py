@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 # Where the weights sit in the files that are around; a file without any of these holds the weights themselves.
 CONTAINER_KEYS = ("model", "state_dict", "model_ema", "ema_state_dict")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
+AVERAGING_COUNTERS = ("steps", "n_averaged")  # beside the weights of mmengine's and torch's averaged models
 CLASSIFIER_PREFIXES = ("head.", "classifier.")
 
 
@@ -42,7 +44,9 @@ def load_checkpoint(model: nn.Module, checkpoint: str | os.PathLike, key: str | 
     weights = select_weights(read_checkpoint(source), source, key, prefix)
     problems = compare(model, weights)
     if problems:
-        raise CheckpointError(f"{source} does not fit {_describe(model)}: {'; '.join(problems)}.{_hint(model, weights)}")
+        raise CheckpointError(
+            f"{source} does not fit {_describe(model)}: {'; '.join(problems)}.{_hint(model, weights)}"
+        )
     model.load_state_dict(weights, strict=False)
 
 
@@ -51,19 +55,27 @@ def read_checkpoint(source: str) -> Mapping:
     path = _download(source) if urlparse(source).scheme in ("http", "https") else Path(source)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: give the path of a .pth or .safetensors file, or its URL")
+    return _read_file(path, str(path))
+
+
+def _read_file(path: Path, name: str) -> Mapping:
+    """The content of a file that is called `name` in errors."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for a damaged file
+    except ModuleNotFoundError as error:
+        raise CheckpointError(f"{name} needs the package {error.name}, which is not installed") from error
+    except Exception as error:  # torch raises half a dozen types for a damaged file, some without a text
+        reason = f"{type(error).__name__} {error}".splitlines()[0].strip()
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint ({path.stat().st_size} bytes; truncated, or not written by "
-            f"torch.save): {str(error).splitlines()[0]}. Fetch or copy the file again"
+            f"{name} cannot be read as a checkpoint ({path.stat().st_size} bytes; truncated, or not written by "
+            f"torch.save): {reason}. Fetch or copy the file again"
         ) from error
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a dictionary of weights")
+        raise CheckpointError(f"{name} holds a {type(content).__name__}, expected a dictionary of weights")
     return content
 
 
@@ -74,7 +86,12 @@ def select_weights(content: Mapping, source: str, key: str | None = None, prefix
     if key is None:
         key = next((name for name in CONTAINER_KEYS if isinstance(content.get(name), Mapping)), None)
     weights = content if key is None else content[key]
-    weights = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(
+            f"{source} holds a {type(weights).__name__} under {key!r}, expected a dictionary of weights"
+        )
+    weights = {str(name): value for name, value in weights.items() if isinstance(value, Tensor)}
+    weights = {name: value for name, value in weights.items() if name not in AVERAGING_COUNTERS}
     if not weights:
         raise CheckpointError(f"{source} holds no weights{'' if key is None else f' under {key!r}'}")
     for wrapper in WRAPPER_PREFIXES:
@@ -135,9 +152,11 @@ def _download(url: str) -> Path:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        fetched = Path(scratch) / path.name
         try:
-            torch.hub.download_url_to_file(url, str(Path(scratch) / path.name))
-        except (OSError, RuntimeError) as error:
+            torch.hub.download_url_to_file(url, str(fetched))
+        except (OSError, RuntimeError, HTTPException) as error:
             raise CheckpointError(f"{url} cannot be fetched ({error}). Offline: put the file at {path}") from error
-        os.replace(Path(scratch) / path.name, path)
+        _read_file(fetched, url)  # a connection that breaks off raises nothing: keep only what can be read
+        os.replace(fetched, path)
     return path

@@ -65,7 +65,8 @@ class _ChunkGLA(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
         chunks = _to_chunks(*inputs, grad_out)
-        grads = _backward(*chunks[:5], chunks[5].mul_(ctx.scale / 2))
+        with torch.autocast(grad_out.device.type, enabled=False):  # backward() may be called inside an autocast region
+            grads = _backward(*chunks[:5], chunks[5].mul_(ctx.scale / 2))
         return *(_from_chunks(grad, tensor) for grad, tensor in zip(grads, inputs)), None
 
 

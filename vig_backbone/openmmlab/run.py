@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
+from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import Runner
 
 from ..checkpoint import read_checkpoint
@@ -39,8 +42,27 @@ def test(cfg: Config, checkpoint: str | Path) -> dict[str, float]:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """The runner of a config, of another class than mmengine's where `runner_type` says so."""
-    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    """The runner of a config, of another class than mmengine's where `runner_type` says so.
+
+    Raises:
+        ConfigError: if something in the config cannot be built, for instance an unknown argument or `arch`.
+    """
+    try:
+        return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    except (TypeError, ValueError, KeyError, AssertionError) as error:
+        raise ConfigError(
+            f"the config cannot be built: {type(error).__name__}: {error}{_similar_argument(str(error))}"
+        ) from error
+
+
+def _similar_argument(message: str) -> str:
+    """For Python's complaint about an unexpected argument of a registered class: the one that was meant."""
+    match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    cls = MODELS.get(match[1]) if match else None
+    if cls is None:
+        return ""
+    close = get_close_matches(match[2], inspect.signature(cls).parameters, n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def resume_from(cfg: Config, checkpoint: str) -> None:

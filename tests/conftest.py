@@ -1,0 +1,104 @@
+"""Shared fixtures: the embedded data set, the real photos, and running a tool as a user does."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PHOTOS = REPOSITORY.parent / "shared" / "tiny_coco"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small easy set of 64 x 64 pixels: root with coco/ and ade/."""
+    from vig_backbone.data.toy import make_toy_data
+
+    root = tmp_path_factory.mktemp("data") / "toy"
+    make_toy_data(root, num_train=16, num_val=6, size=64)
+    return root
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """53 real COCO photos, annotated in COCO and in ADE20K layout; not part of this repository."""
+    if not (PHOTOS / "coco" / "annotations").is_dir():
+        pytest.skip(f"the real photos are not at {PHOTOS}")
+    return PHOTOS
+
+
+@pytest.fixture
+def run_python() -> Callable[..., subprocess.CompletedProcess]:
+    """Run python with arguments in the repository's root; returns the finished process, output as text."""
+
+    def run(*arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+        process = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=REPOSITORY,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        if check and process.returncode:
+            raise AssertionError(f"exit code {process.returncode}:\n{process.stdout[-3000:]}\n{process.stderr[-3000:]}")
+        return process
+
+    return run
+
+
+@pytest.fixture
+def small_seg(toy_data: Path, tmp_path: Path) -> list[str]:
+    """Options that make any segmentation config with `--data toy` train a few seconds on the small set."""
+    ade = toy_data / "ade"
+    return [
+        *("--data", "toy", "--work-dir", str(tmp_path / "work")),
+        "--cfg-options",
+        "model.data_preprocessor.size=(64,64)",
+        *(f"{split}_dataloader.dataset.data_root={ade}" for split in ("train", "val", "test")),
+        *(f"{split}_dataloader.num_workers=0" for split in ("train", "val", "test")),
+        *(f"{split}_dataloader.persistent_workers=False" for split in ("train", "val", "test")),
+        "train_dataloader.batch_size=2",
+        "train_dataloader.dataset.pipeline.3.crop_size=(64,64)",
+        "train_cfg.max_iters=4",
+        "train_cfg.val_interval=4",
+        "default_hooks.checkpoint.interval=2",
+        "default_hooks.logger.interval=1",
+        "custom_hooks.1.type=CheckDataHook",
+    ]
+
+
+@pytest.fixture
+def small_det(toy_data: Path, tmp_path: Path) -> list[str]:
+    """The same for detection configs; one epoch is 8 steps of 2 images."""
+    coco = toy_data / "coco"
+    return [
+        *("--data", "toy", "--work-dir", str(tmp_path / "work")),
+        "--cfg-options",
+        *(f"{split}_dataloader.dataset.data_root={coco}" for split in ("train", "val", "test")),
+        *(f"{split}_dataloader.num_workers=0" for split in ("train", "val", "test")),
+        *(f"{split}_dataloader.persistent_workers=False" for split in ("train", "val", "test")),
+        *(f"{split}_evaluator.ann_file={coco}/annotations/instances_val2017.json" for split in ("val", "test")),
+        "train_dataloader.batch_size=2",
+        "train_cfg.max_epochs=2",
+        "train_cfg.val_interval=2",
+        "default_hooks.checkpoint.interval=1",
+        "default_hooks.logger.interval=1",
+        "custom_hooks.1.type=CheckDataHook",
+    ]
