@@ -2,6 +2,8 @@
 # make test: set up, lint, run the tests
 PYTHON ?= python3
 VENV   ?= .venv
+# test processes, one thread each
+WORKERS ?= 2
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
@@ -34,7 +36,7 @@ format: $(READY)  ## ruff, mend what it can
 	$(BIN)/ruff format .
 
 test: lint  ## lint, then all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow" $(PYTEST_ARGS)
 
 test-all: lint  ## lint, then all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -51,7 +51,7 @@ def run_python() -> Callable[..., subprocess.CompletedProcess]:
         process = subprocess.run(
             [sys.executable, *map(str, arguments)],
             cwd=REPOSITORY,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
             capture_output=True,
             text=True,
             timeout=300,

@@ -1,8 +1,8 @@
 """The data checker: a whole set passes, and of a broken one precisely the broken file is named."""
 
 import json
+import runpy
 import shutil
-import subprocess
 import sys
 from io import StringIO
 from pathlib import Path
@@ -11,14 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vig_backbone.data.check import (
-    LAYOUTS,
-    ProgressLine,
-    check_ade20k,
-    check_coco,
-    layout_problems,
-    missing_data_message,
-)
+from vig_backbone.data.check import check_ade20k, check_coco
+from vig_backbone.data.layouts import LAYOUTS, layout_problems, missing_data_message
+from vig_backbone.data.progress import ProgressLine
 from vig_backbone.data.toy import make_toy_data
 
 REPOSITORY = Path(__file__).parents[1]
@@ -273,24 +268,33 @@ def test_progress_line_in_a_log_and_on_a_terminal():
     assert terminal.getvalue().startswith("\r[" + 30 * "#" + "] reading 1/1")
 
 
-def _tool(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, REPOSITORY / "tools/check_data.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """Run the tool as a script of this process (a new one imports torch first); returns exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        path = str(REPOSITORY / "tools/check_data.py")
+        monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(path, run_name="__main__")
+        return exit_.value.code, *capsys.readouterr()
+
+    return run
 
 
-def test_tool_exit_codes(coco, ade, tmp_path):
-    whole = _tool("ade20k", str(ade), "--num-classes", "8", "--json", str(tmp_path / "report.json"))
-    assert whole.returncode == 0, whole.stderr
-    assert "6/6 (100%)" in whole.stderr
+def test_tool_exit_codes(coco, ade, tmp_path, tool):
+    code, _, err = tool("ade20k", ade, "--num-classes", 8, "--json", tmp_path / "report.json")
+    assert code == 0, err
+    assert "6/6 (100%)" in err
     assert json.loads((tmp_path / "report.json").read_text())["ok"] is True
     (coco / "train2017/000000000001.jpg").write_bytes(b"")
-    broken = _tool("coco", str(coco))
-    assert broken.returncode == 1
-    assert "train2017/000000000001.jpg: empty file (0 bytes)" in broken.stdout
-    missing = _tool("coco", str(tmp_path / "nowhere"))
-    assert missing.returncode == 2
-    assert "Traceback" not in missing.stderr
-    assert "├── annotations/" in missing.stderr
+    code, out, _ = tool("coco", coco)
+    assert code == 1
+    assert "train2017/000000000001.jpg: empty file (0 bytes)" in out
+    code, _, err = tool("coco", tmp_path / "nowhere")
+    assert code == 2
+    assert "Traceback" not in err
+    assert "├── annotations/" in err
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"the photo set is not at {PHOTOS}")

@@ -2,8 +2,10 @@
 
 import colorsys
 import json
+import multiprocessing
 import os
-import subprocess
+import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -13,8 +15,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from vig_backbone.data import toy
+from vig_backbone.data import toy, toy_scene
+from vig_backbone.data.rle import decode_rle, encode_rle
 from vig_backbone.data.toy import EASY_CLASSES, HARD_CLASSES, PALETTE, class_names, make_toy_data
+from vig_backbone.data.toy_photos import photo_crop
 
 TOOL = Path(__file__).parents[1] / "tools/make_toy_data.py"
 SPLITS = [("train2017", "training"), ("val2017", "validation")]
@@ -29,8 +33,17 @@ def _files(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
 
 
-def _tool(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, TOOL, *arguments], capture_output=True, text=True)
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """Run the tool as a script of this process (a new one imports torch first); returns exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(str(TOOL), run_name="__main__")
+        return exit_.value.code, *capsys.readouterr()
+
+    return run
 
 
 def test_names_and_palette_fit_each_other():
@@ -113,7 +126,7 @@ def test_object_counts_follow_the_difficulty(summary):
 
 def test_labels_say_what_is_painted():
     """In the easy set a class has a hue: the pixels of a mask show it, those of no other class do."""
-    hues = dict(zip(EASY_CLASSES, toy._EASY_HUES))
+    hues = dict(zip(EASY_CLASSES, toy._SETTINGS["easy"].hues))
     for index in range(14):
         scene = toy.make_scene(index, "train", (96, 96))
         for number, label in enumerate(scene.labels, start=1):
@@ -128,7 +141,7 @@ def test_mask_holds_the_pixels_whose_centre_is_inside():
     setting = toy._SETTINGS["easy"]
     rng = np.random.default_rng(0)
     for _ in range(5):
-        item = toy._make_object(rng, EASY_CLASSES.index("circle"), setting, "train", (128, 128), light=0.0)
+        item = toy_scene._make_object(rng, EASY_CLASSES.index("circle"), setting, "train", (128, 128), light=0.0)
         rows, columns = np.nonzero(item.mask)
         radius = np.sqrt(item.mask.sum() / np.pi)
         distance = np.hypot(rows - rows.mean(), columns - columns.mean())
@@ -142,9 +155,9 @@ def test_run_lengths_match_pycocotools():
     masks.append(np.kron(rng.random((3, 2)) < 0.5, np.ones((40, 90), bool)))
     for mask in masks:
         expected = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-        encoded = toy.encode_rle(mask)
+        encoded = encode_rle(mask)
         assert encoded == {"size": expected["size"], "counts": expected["counts"].decode()}
-        np.testing.assert_array_equal(toy.decode_rle(encoded), mask)
+        np.testing.assert_array_equal(decode_rle(encoded), mask)
 
 
 def _instance_items(coco: Path, names: tuple[str, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -225,7 +238,7 @@ def test_train_and_val_share_no_photo_region():
     rng = np.random.default_rng(0)
     ramp = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8), (100, 1))).convert("RGB")  # value = column
     for _ in range(20):
-        train, val = (toy._photo_crop(rng, split, 40, 40, photo=ramp) for split in ("train", "val"))
+        train, val = (photo_crop(rng, split, 40, 40, photo=ramp) for split in ("train", "val"))
         assert train.max() * 255 <= 116 <= val.min() * 255
 
 
@@ -284,12 +297,16 @@ def test_interrupted_run_leaves_nothing(tmp_path):
 
 
 def test_killed_run_leaves_nothing_at_the_root(tmp_path):
-    code = (
-        "import os, signal; from vig_backbone.data.toy import make_toy_data\n"
-        "kill = lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if done == 3 else None\n"
-        f"make_toy_data({str(tmp_path / 'toy')!r}, 4, 2, 32, progress=kill)"
+    def kill(done: int, total: int) -> None:
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = multiprocessing.get_context("fork").Process(
+        target=make_toy_data, args=(tmp_path / "toy", 4, 2, 32), kwargs={"progress": kill}
     )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "toy").exists()
     assert not list(tmp_path.rglob("toy.json"))
     assert not make_toy_data(tmp_path / "toy", 4, 2, 32).already_there
@@ -311,14 +328,14 @@ def test_wrong_arguments_are_named(tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tool_writes_a_set_and_a_preview(tmp_path):
+def test_tool_writes_a_set_and_a_preview(tmp_path, tool):
     root, preview = tmp_path / "toy", tmp_path / "preview.png"
-    done = _tool(str(root), "--train", "3", "--val", "2", "--size", "32", "48", "--preview", str(preview))
-    assert done.returncode == 0, done.stderr
-    assert "train: 3 images" in done.stdout
-    assert "5/5 (100%)" in done.stderr
+    code, out, err = tool(root, "--train", 3, "--val", 2, "--size", 32, 48, "--preview", preview)
+    assert code == 0, err
+    assert "train: 3 images" in out
+    assert "5/5 (100%)" in err
     assert Image.open(preview).size[0] > 500
-    wrong = _tool(str(root), "--train", "4")
-    assert wrong.returncode == 2
-    assert "--overwrite" in wrong.stderr
-    assert "Traceback" not in wrong.stderr
+    code, _, err = tool(root, "--train", 4)
+    assert code == 2
+    assert "--overwrite" in err
+    assert "Traceback" not in err

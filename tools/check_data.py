@@ -14,7 +14,9 @@ import json
 import sys
 from pathlib import Path
 
-from vig_backbone.data.check import ProgressLine, check_ade20k, check_coco, layout_problems, missing_data_message
+from vig_backbone.data.check import check_ade20k, check_coco
+from vig_backbone.data.layouts import layout_problems, missing_data_message
+from vig_backbone.data.progress import ProgressLine
 
 
 def parse_args(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:

@@ -33,9 +33,7 @@ class Task:
 
 TASKS = (
     Task("segmentation", "seg_configs/upernet_vig_s.py", {"mIoU": "mIoU", "pixel acc.": "aAcc"}, 1),
-    Task(
-        "detection", "det_configs/mask_rcnn_vig_s.py", {"box AP": "coco/bbox_mAP", "mask AP": "coco/segm_mAP"}, 100
-    ),
+    Task("detection", "det_configs/mask_rcnn_vig_s.py", {"box AP": "coco/bbox_mAP", "mask AP": "coco/segm_mAP"}, 100),
 )
 
 

@@ -11,8 +11,9 @@ examples:
 import argparse
 import sys
 
-from vig_backbone.data.check import ProgressLine
-from vig_backbone.data.toy import draw_contact_sheet, make_toy_data
+from vig_backbone.data.contact_sheet import draw_contact_sheet
+from vig_backbone.data.progress import ProgressLine
+from vig_backbone.data.toy import make_toy_data
 
 
 def parse_args(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:

@@ -15,7 +15,7 @@ from _command import add_config_arguments, load, run_command
 
 from vig_backbone.openmmlab.configuration import use_tta
 from vig_backbone.openmmlab.distributed import prepare_processes
-from vig_backbone.openmmlab.run import draw_predictions, dump_predictions, test
+from vig_backbone.openmmlab.run import draw_predictions, dump_predictions, evaluate
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -23,7 +23,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add_config_arguments(parser)
     parser.add_argument("checkpoint", help="file that tools/train.py wrote")
     parser.add_argument("--show-dir", metavar="DIR", help="write a picture per image: ground truth beside prediction")
-    parser.add_argument("--out", metavar="PATH", help="write predictions: FILE.pkl (detection) or a folder of label maps")
+    parser.add_argument(
+        "--out", metavar="PATH", help="write predictions: FILE.pkl (detection) or a folder of label maps"
+    )
     parser.add_argument("--tta", action="store_true", help="test-time augmentation as the config describes it")
     return parser.parse_args(argv)
 
@@ -37,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
     if args.out:
         dump_predictions(cfg, args.out)
     prepare_processes(cfg, args.launcher)
-    test(cfg, args.checkpoint)
+    evaluate(cfg, args.checkpoint)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 
 examples:
   python tools/train.py seg_configs/upernet_vig_s.py --data toy              # embedded data set, no download
-  python tools/train.py seg_configs/upernet_vig_s.py --amp --resume          # ADE20K in data/ade, bf16, go on if stopped
+  python tools/train.py seg_configs/upernet_vig_s.py --amp --resume          # ADE20K in data/ade, bf16, go on
   torchrun --nproc_per_node 8 tools/train.py det_configs/mask_rcnn_hier_vig_t.py --launcher pytorch
   python tools/train.py det_configs/mask_rcnn_vig_s.py --cfg-options train_dataloader.batch_size=4
 """

@@ -1,6 +1,6 @@
 """What both backbones have in common: freezing, checkpointing, initialisation, the contract with timm and OpenMMLab."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -117,9 +117,10 @@ def _check_init_cfg(init_cfg: dict | None) -> dict | None:
     if init_cfg is None:
         return None
     known = {"type", "checkpoint", "key", "prefix"}
-    if init_cfg.get("type") != "Pretrained" or not init_cfg.get("checkpoint") or set(init_cfg) - known:
+    fits = isinstance(init_cfg, Mapping) and init_cfg.get("type") == "Pretrained" and init_cfg.get("checkpoint")
+    if not fits or set(init_cfg) - known:
         raise ValueError(
-            f"init_cfg={dict(init_cfg)} is not understood: expected None or "
+            f"init_cfg={init_cfg!r} is not understood: expected None or "
             "dict(type='Pretrained', checkpoint='path or URL'), with key= and prefix= as options"
         )
     return dict(init_cfg)

@@ -94,9 +94,11 @@ def select_weights(content: Mapping, source: str, key: str | None = None, prefix
     weights = {name: value for name, value in weights.items() if name not in AVERAGING_COUNTERS}
     if not weights:
         raise CheckpointError(f"{source} holds no weights{'' if key is None else f' under {key!r}'}")
-    for wrapper in WRAPPER_PREFIXES:
-        if all(name.startswith(wrapper) for name in weights):
-            weights = _below(weights, wrapper)
+    # Wrappers nest in any order; a prefix that names one takes care of it itself.
+    while wrapper := next((w for w in WRAPPER_PREFIXES if all(name.startswith(w) for name in weights)), ""):
+        if prefix.startswith(wrapper):
+            break
+        weights = _below(weights, wrapper)
     prefix = prefix or ("backbone." if any(name.startswith("backbone.") for name in weights) else "")
     weights = _below(weights, prefix)
     if not weights:

@@ -84,9 +84,7 @@ class Stage(nn.Module):
 
 def downsampling(dim: int) -> nn.Sequential:
     """Tokens [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), 2C]."""
-    return nn.Sequential(
-        to_map(), nn.Conv2d(dim, 2 * dim, 3, stride=2, padding=1), to_tokens(), nn.LayerNorm(2 * dim)
-    )
+    return nn.Sequential(to_map(), nn.Conv2d(dim, 2 * dim, 3, stride=2, padding=1), to_tokens(), nn.LayerNorm(2 * dim))
 
 
 def conv_stem(dim: int) -> nn.Sequential:
@@ -218,5 +216,9 @@ class HierViG(Backbone):
 
     def group_matcher(self, coarse: bool = False) -> dict:
         """timm's grouping of parameters into layers."""
-        fine = [(r"^layers\.(\d+)\.blocks\.(\d+)", None), (r"^layers\.(\d+)\.downsample", (0,)), (r"^outnorm", (99999,))]
+        fine = [
+            (r"^layers\.(\d+)\.blocks\.(\d+)", None),
+            (r"^layers\.(\d+)\.downsample", (0,)),
+            (r"^outnorm", (99999,)),
+        ]
         return dict(stem=r"^patch_embed", blocks=r"^layers\.(\d+)" if coarse else fine)

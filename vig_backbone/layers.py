@@ -11,7 +11,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension, computed in float32, returned in the type of x."""
+    """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension, in float32; returns the type of x."""
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()

@@ -6,7 +6,6 @@ Parameter names are those of the official implementation, so that its checkpoint
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-
 from vig_kernels import bidirectional_gla
 
 from .layers import DepthwiseConv3x3, RMSNorm, at_least_float32

@@ -9,6 +9,7 @@ Across chunks the states of both directions stack along K. README.md of this fol
 Arrays inside are ``[N, B*h, C, .]`` with N chunks, so that the scan over chunks walks contiguous blocks.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -45,7 +46,7 @@ def chunk_bidirectional_gla(
     Shapes as in :func:`vig_kernels.bidirectional_gla`, with which the definition (`naive`) it must agree.
     Keeps the inputs for the backward pass and recomputes the rest.
     """
-    with torch.autocast(q.device.type, enabled=False):
+    with _without_autocast(q):
         return _ChunkGLA.apply(q, k, v, log_gate_fwd, log_gate_bwd, scale)
 
 
@@ -65,9 +66,16 @@ class _ChunkGLA(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
         chunks = _to_chunks(*inputs, grad_out)
-        with torch.autocast(grad_out.device.type, enabled=False):  # backward() may be called inside an autocast region
+        with _without_autocast(grad_out):  # backward() may be called inside an autocast region
             grads = _backward(*chunks[:5], chunks[5].mul_(ctx.scale / 2))
         return *(_from_chunks(grad, tensor) for grad, tensor in zip(grads, inputs)), None
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager:
+    """Autocast switched off on the device of x; some, like meta, have none."""
+    if torch.amp.is_autocast_available(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()
 
 
 def _chunk_size(L: int) -> int:

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def naive_gla(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, reverse: bool = False) -> Tensor:
-    """One direction: ``S_t = diag(exp g_t) S_{t-1} + k_t^T v_t``, ``o_t = q_t S_t``; from the last token if `reverse`."""
+    """One direction: ``S_t = diag(exp g_t) S_{t-1} + k_t^T v_t``, ``o_t = q_t S_t``; from the last if `reverse`."""
     B, L, h, K = q.shape
     state = q.new_zeros(B, h, K, v.shape[-1])
     outputs: list[Tensor] = [state] * L

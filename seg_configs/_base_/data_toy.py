@@ -1,7 +1,16 @@
 # Laid over any config of this folder by `--data toy`: the embedded data set (tools/make_toy_data.py data/toy), and a
 # head and schedule small enough to learn from scratch in minutes on a CPU. The backbone stays as it is.
 classes = ("background", "circle", "square", "triangle", "star", "ring", "cross", "digit")
-palette = [(90, 90, 90), (230, 57, 53), (48, 99, 230), (250, 190, 40), (240, 85, 170), (40, 200, 215), (65, 185, 75), (150, 90, 225)]
+palette = [
+    (90, 90, 90),
+    (230, 57, 53),
+    (48, 99, 230),
+    (250, 190, 40),
+    (240, 85, 170),
+    (40, 200, 215),
+    (65, 185, 75),
+    (150, 90, 225),
+]
 crop_size = (128, 128)
 
 train_pipeline = [

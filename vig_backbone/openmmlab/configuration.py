@@ -6,17 +6,49 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.utils import import_modules_from_strings
 
 from .errors import ConfigError
 
 # What mmengine's Runner and the tools read at the top of a config.
-RUNNER_FIELDS = (
-    "model work_dir train_dataloader val_dataloader test_dataloader train_cfg val_cfg test_cfg auto_scale_lr "
-    "optim_wrapper param_scheduler val_evaluator test_evaluator default_hooks custom_hooks data_preprocessor load_from "
-    "resume launcher env_cfg log_processor log_level visualizer vis_backends default_scope randomness experiment_name "
-    "custom_imports model_wrapper_cfg find_unused_parameters sync_bn compile tta_model tta_pipeline"
-).split()
+RUNNER_FIELDS = [
+    "model",
+    "work_dir",
+    "train_dataloader",
+    "val_dataloader",
+    "test_dataloader",
+    "train_cfg",
+    "val_cfg",
+    "test_cfg",
+    "auto_scale_lr",
+    "optim_wrapper",
+    "param_scheduler",
+    "val_evaluator",
+    "test_evaluator",
+    "default_hooks",
+    "custom_hooks",
+    "data_preprocessor",
+    "load_from",
+    "resume",
+    "launcher",
+    "env_cfg",
+    "log_processor",
+    "log_level",
+    "visualizer",
+    "vis_backends",
+    "default_scope",
+    "randomness",
+    "experiment_name",
+    "custom_imports",
+    "model_wrapper_cfg",
+    "find_unused_parameters",
+    "sync_bn",
+    "compile",
+    "tta_model",
+    "tta_pipeline",
+]
 SCOPES = ("mmdet", "mmseg")
 
 
@@ -43,11 +75,17 @@ def load_config(path: str | Path, data: str | None = None, options: dict[str, An
     if options:
         _check_options(cfg, options)
         cfg.merge_from_dict(options)
+    if imports := cfg.get("custom_imports"):
+        import_modules_from_strings(**imports)  # once more: `data` or `options` may have added some
     return cfg
 
 
 def use_amp(cfg: Config, dtype: str) -> None:
-    """Train with automatic mixed precision in `dtype`, 'bfloat16' or 'float16'."""
+    """Train with automatic mixed precision in `dtype`, 'bfloat16' or 'float16', on a GPU."""
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "--amp: mmengine trains with mixed precision on GPUs only, and there is none here; leave it out"
+        )
     if cfg.optim_wrapper.get("type") not in ("OptimWrapper", "AmpOptimWrapper"):
         raise ConfigError(
             f"optim_wrapper.type={cfg.optim_wrapper.get('type')!r}: --amp needs 'OptimWrapper' or 'AmpOptimWrapper'"

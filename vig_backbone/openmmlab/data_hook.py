@@ -86,7 +86,9 @@ class CheckDataHook(Hook):
         if len(dataset) == 0:
             leaf = next(_leaves(dataset))
             where = ", ".join(
-                f"{name}={getattr(leaf, name)}" for name in ("data_root", "ann_file", "data_prefix") if hasattr(leaf, name)
+                f"{name}={getattr(leaf, name)}"
+                for name in ("data_root", "ann_file", "data_prefix")
+                if hasattr(leaf, name)
             )
             raise DataError(
                 f"{field}: no usable image in {type(leaf).__name__} ({where}): the annotation is empty, every image "

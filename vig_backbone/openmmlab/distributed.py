@@ -3,8 +3,17 @@
 import torch
 import torch.distributed as dist
 from mmengine.config import Config
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+from torch import nn
 
 from .errors import ConfigError
+
+
+class GlooDataParallel(MMDistributedDataParallel):
+    """mmengine's data-parallel wrapper for models on the CPU, where SyncBN does not exist and BN stands in."""
+
+    def __init__(self, module: nn.Module, device_ids: list[int] | None = None, **kwargs) -> None:
+        super().__init__(module=revert_sync_batchnorm(module), device_ids=None, **kwargs)
 
 
 def prepare_processes(cfg: Config, launcher: str) -> None:
@@ -13,24 +22,13 @@ def prepare_processes(cfg: Config, launcher: str) -> None:
     if launcher == "none" or torch.cuda.is_available():
         return
     if launcher != "pytorch":
-        raise ConfigError(f"--launcher {launcher} without a GPU: start CPU processes with torchrun (--launcher pytorch)")
+        raise ConfigError(
+            f"--launcher {launcher} without a GPU: start CPU processes with torchrun (--launcher pytorch)"
+        )
     if not dist.is_initialized():
         dist.init_process_group("gloo")
     cfg.model_wrapper_cfg = dict(
-        type="MMDistributedDataParallel",
-        device_ids=None,
+        type="GlooDataParallel",
         broadcast_buffers=False,
         find_unused_parameters=cfg.get("find_unused_parameters", False),
     )
-    _replace_type(cfg._cfg_dict, {"SyncBN": "BN"})  # SyncBN exists on GPUs only
-
-
-def _replace_type(node: object, names: dict[str, str]) -> None:
-    """Rename `type` throughout a nested config, in place."""
-    if isinstance(node, dict):
-        if node.get("type") in names:
-            node["type"] = names[node["type"]]
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            _replace_type(child, names)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from ..data.check import missing_data_message
+from ..data.layouts import missing_data_message
 from .errors import DataError
 
 

@@ -1,18 +1,20 @@
 """Names under which configs find what this package adds: once, in mmengine's root, for mmdet and mmseg alike."""
 
-from mmengine.registry import HOOKS, MODELS, Registry
+from mmengine.registry import HOOKS, MODEL_WRAPPERS, MODELS, Registry
 
 from ..hier_vig import HierViG
 from ..necks import SimpleFeaturePyramid
 from ..vig import ViG
 from .checkpoint_hook import AtomicCheckpointHook
 from .data_hook import CheckDataHook
+from .distributed import GlooDataParallel
+from .draw_hook import DrawPredictionsHook
 from .evaluate_first_hook import EvaluateFirstHook
-
 
 MODULES: dict[Registry, tuple[type, ...]] = {
     MODELS: (ViG, HierViG, SimpleFeaturePyramid),
-    HOOKS: (AtomicCheckpointHook, EvaluateFirstHook, CheckDataHook),
+    MODEL_WRAPPERS: (GlooDataParallel,),
+    HOOKS: (AtomicCheckpointHook, CheckDataHook, DrawPredictionsHook, EvaluateFirstHook),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -12,33 +13,77 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import MODELS, RUNNERS
 from mmengine.runner import Runner
+from torch import nn
 
-from ..checkpoint import read_checkpoint
+from ..checkpoint import CheckpointError, compare, read_checkpoint, select_weights
 from .checkpoint_hook import latest_whole_checkpoint
-from .errors import ConfigError
+from .errors import ConfigError, DataError
 from .preflight import check_data_is_there
 
 
 def train(cfg: Config) -> Runner:
     """Train `cfg` (with `work_dir`, `launcher` and the rest set) after looking for its data; returns the runner."""
     check_data_is_there(cfg, ("train", "val") if cfg.get("val_cfg") else ("train",))
+    start = None if cfg.get("resume") or not cfg.get("load_from") else select_weights(*_read(cfg.load_from))
     runner = build_runner(cfg)
+    if start is not None:
+        # Heads may be new; a backbone that starts half from the file and half from chance is a mistake.
+        _refuse_misfit(bare_model(runner).backbone, start, cfg.load_from)
+    _build_loops(runner, "train", "val")
     runner.train()
     return runner
 
 
-def test(cfg: Config, checkpoint: str | Path) -> dict[str, float]:
+def evaluate(cfg: Config, checkpoint: str | Path) -> dict[str, float]:
     """Evaluate `checkpoint` on the test split of `cfg`; returns the metrics, which also go to work_dir/metrics.json."""
-    read_checkpoint(str(checkpoint))  # a clear error now, not half a model later
+    content, _ = _read(checkpoint)
     check_data_is_there(cfg, ("test",))
     cfg.load_from = str(checkpoint)
-    metrics = build_runner(cfg).test()
+    runner = build_runner(cfg)
+    _refuse_misfit(bare_model(runner), content.get("state_dict", content), checkpoint)
+    _build_loops(runner, "test")
+    metrics = runner.test()
     if is_main_process():
         file = Path(cfg.work_dir) / "metrics.json"
         file.write_text(json.dumps({name: float(value) for name, value in metrics.items()}, indent=2) + "\n")
     return metrics
+
+
+def bare_model(runner: Runner) -> nn.Module:
+    """The model without what wraps it: data-parallel training, test-time augmentation."""
+    model = runner.model
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def _read(checkpoint: str | Path) -> tuple[Mapping, str]:
+    return read_checkpoint(str(checkpoint)), str(checkpoint)
+
+
+def _refuse_misfit(model: nn.Module, weights: Mapping, source: str | Path) -> None:
+    """mmengine prints what does not fit and goes on with half a model; this raises CheckpointError."""
+    problems = compare(model, weights)
+    if problems:
+        raise CheckpointError(f"{source} does not fit the {type(model).__name__} of this config: {'; '.join(problems)}")
+
+
+def _build_loops(runner: Runner, *splits: str) -> None:
+    """Build the data sets now, with an error that names them."""
+    for split in splits:
+        try:
+            getattr(runner, f"{split}_loop")
+        except (ValueError, KeyError, AssertionError, OSError) as error:
+            dataset = runner.cfg[f"{split}_dataloader"].dataset
+            where = ", ".join(f"{field}={dataset[field]}" for field in ("data_root", "ann_file") if field in dataset)
+            raise DataError(
+                f"{split}_dataloader: no usable image in {dataset.get('type')} ({where}), or its annotation is broken "
+                f"({type(error).__name__}: {error}). Perhaps it is empty, or its class names are not those of "
+                "metainfo.classes; tools/check_data.py looks into the files"
+            ) from error
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -82,14 +127,7 @@ def resume_from(cfg: Config, checkpoint: str) -> None:
 
 def draw_predictions(cfg: Config, folder: str | Path) -> None:
     """Have the test write a picture per image into `folder`: ground truth beside prediction."""
-    hook = cfg.default_hooks.get("visualization")
-    if hook is None:
-        raise ConfigError("--show-dir: the config has no default_hooks.visualization")
-    hook.draw = True
-    if cfg.default_scope == "mmdet":
-        hook.test_out_dir = str(Path(folder).resolve())
-    else:
-        cfg.visualizer.save_dir = str(folder)
+    cfg.custom_hooks = [*cfg.get("custom_hooks", []), dict(type="DrawPredictionsHook", folder=str(folder))]
 
 
 def dump_predictions(cfg: Config, target: str | Path) -> None:

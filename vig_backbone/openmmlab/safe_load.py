@@ -34,7 +34,10 @@ def allow_mmengine_checkpoints() -> None:
             np.dtype,
             *{type(np.dtype(scalar_type)) for scalar_type in scalar_types},
             # Checkpoints written with NumPy 1 and 2 name these differently.
-            *((function, f"numpy.{module}.multiarray.{function.__name__}") for function in (reconstruct, scalar)
-              for module in ("core", "_core")),
+            *(
+                (function, f"numpy.{module}.multiarray.{function.__name__}")
+                for function in (reconstruct, scalar)
+                for module in ("core", "_core")
+            ),
         ]
     )
