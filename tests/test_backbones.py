@@ -744,3 +744,16 @@ def test_pyramid_reads_the_last_map_and_subsamples_the_coarsest():
 def test_pyramid_with_fewer_levels_than_scales_is_refused(num_outs):
     with pytest.raises(ValueError, match=f"num_outs={num_outs}: the pyramid has at least 4 levels"):
         SimpleFeaturePyramid(192, num_outs=num_outs)
+
+
+def test_zero_padding_does_not_blow_up_gradients_of_a_fresh_model(family):
+    """Detection batches are padded with exact zeros; tokens without any variance once multiplied gradients by 1e11."""
+    x = images(2, 96, 160)
+    norms = []
+    for padding in (0, 64):
+        model = family(arch="tiny").train()
+        x[1, :, :, x.shape[-1] - padding :] = 0
+        loss_of(model(x)).backward()
+        norms.append(torch.stack([p.grad.norm() for p in model.parameters()]).norm().item())
+        assert np.isfinite(norms[-1])
+    assert norms[1] < 10 * norms[0]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import mmengine.config.config as config_module
 import numpy as np
 import pytest
 import torch
@@ -167,3 +168,12 @@ def test_toy_data_fits_over_every_config(path: Path) -> None:
     head = cfg.model.decode_head if cfg.default_scope == "mmseg" else cfg.model.roi_head.bbox_head
     assert head.num_classes == len(cfg.train_dataloader.dataset.metainfo.classes)
     assert cfg.model.backbone.arch == load_config(path).model.backbone.arch
+
+
+def test_formatting_a_config_again_is_free_and_gives_the_same_text() -> None:
+    cfg = load_config(SEG[0])
+    first = cfg.pretty_text
+    known = config_module.FormatCode.remembered.cache_info().misses
+    assert cfg.pretty_text == first
+    assert config_module.FormatCode.remembered.cache_info().misses == known
+    assert Config.fromstring(first, ".py").model == cfg.model

@@ -1,6 +1,7 @@
 """The tools from end to end on the embedded set: train, test, be killed, resume, several processes."""
 
 import json
+import os
 import pickle
 import re
 import signal
@@ -82,7 +83,8 @@ def test_killed_run_resumes_from_the_last_whole_checkpoint(
     options = [*small_seg, "custom_imports.imports=[vig_backbone,killer]"]
     if moment is KILL_IN_A_STEP:
         options += ["custom_hooks.1.type=Killer"]
-    killed = run_python("tools/train.py", SEG, *options, check=False, PYTHONPATH=str(tmp_path))
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    killed = run_python("tools/train.py", SEG, *options, check=False, PYTHONPATH=path)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
     found, damaged = latest_whole_checkpoint(work_dir(small_seg))
     assert found is not None

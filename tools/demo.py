@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 PROGRESS = re.compile(r"(Iter|Epoch)\((train|val|test)\)|Saving checkpoint|Evaluating before")
 DATA = "data/toy"
 
@@ -33,7 +35,7 @@ class Task:
 
 TASKS = (
     Task("segmentation", "seg_configs/upernet_vig_s.py", {"mIoU": "mIoU", "pixel acc.": "aAcc"}, 1),
-    Task("detection", "det_configs/mask_rcnn_vig_s.py", {"box AP": "coco/bbox_mAP", "mask AP": "coco/segm_mAP"}, 100),
+    Task("detection", "det_configs/mask_rcnn_vig_t.py", {"box AP": "coco/bbox_mAP", "mask AP": "coco/segm_mAP"}, 100),
 )
 
 
@@ -85,6 +87,18 @@ def train_and_evaluate(task: Task, work_dir: Path) -> list[str]:
     return [task.name, Path(task.config).stem, *cells, f"{time.monotonic() - start:.0f} s"]
 
 
+def draw_overview(folders: list[Path], target: Path, columns: int = 3) -> None:
+    """The first overlays of each folder, a row each."""
+    rows = [[Image.open(file) for file in sorted(folder.glob("*.png"))[:columns]] for folder in folders]
+    width, height = (max(getattr(picture, side) for row in rows for picture in row) for side in ("width", "height"))
+    gap = 12
+    overview = Image.new("RGB", (columns * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            overview.paste(picture, (x * (width + gap), y * (height + gap)))
+    overview.resize((overview.width // 2, overview.height // 2), Image.Resampling.LANCZOS).save(target)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/demo"), help="default: work_dirs/demo")
@@ -103,10 +117,12 @@ def main() -> None:
     for row in rows:
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)))
     print(f"\n  data, training, evaluation and pictures: {time.monotonic() - start:.0f} s")
-    print(f"\nPictures: {preview}  (the data)")
-    for task in TASKS:
-        pictures = sorted((args.work_dir / task.name / "overlays").rglob("*.png"))
-        print(f"          {pictures[0].parent}/  ({len(pictures)} overlays: ground truth beside prediction)")
+    folders = [args.work_dir / task.name / "overlays" for task in TASKS]
+    draw_overview(folders, args.work_dir / "overview.png")
+    print(f"\nPictures: {args.work_dir / 'overview.png'}  (ground truth beside prediction, both tasks)")
+    for folder in folders:
+        print(f"          {folder}/  (all {len(list(folder.glob('*.png')))} of them)")
+    print(f"          {preview}  (the data)")
     print("\nNext: README.md, 'Training on ADE20K and COCO'.")
 
 

@@ -48,7 +48,7 @@ class Backbone(nn.Module):
             load_checkpoint(self, **{key: value for key, value in self.init_cfg.items() if key != "type"})
 
     def init_from_scratch(self) -> None:
-        """The usual scheme of vision transformers: truncated normal, std 0.02, for linear layers, zero biases."""
+        """Linear layers as usual in vision transformers (truncated normal, std 0.02), convolutions as in torch."""
         self.apply(_init_module)
 
     def train(self, mode: bool = True) -> "Backbone":
@@ -127,11 +127,11 @@ def _check_init_cfg(init_cfg: dict | None) -> dict | None:
 
 
 def _init_module(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Conv2d):
+    # Convolutions keep torch's initialisation, their biases above all: with zero biases a token of zero padding stays
+    # exactly zero through the network, and every normalisation of it multiplies the gradient by 1 / sqrt(eps).
+    if isinstance(module, nn.Conv2d):
         module.reset_parameters()
+    elif isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -7,7 +7,7 @@ _base_ = [
     "mmdet::_base_/schedules/schedule_1x.py",
     "mmdet::_base_/default_runtime.py",
 ]
-custom_imports = dict(imports=["vig_backbone"], allow_failed_imports=False)
+custom_imports = dict(imports=["vig_backbone", "vig_backbone.openmmlab.det_tta"], allow_failed_imports=False)
 
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=1000),
@@ -24,3 +24,29 @@ default_hooks = dict(
     checkpoint=dict(type="AtomicCheckpointHook", interval=1, max_keep_ckpts=2, save_best="coco/segm_mAP"),
 )
 custom_hooks = [dict(type="CheckDataHook")]
+
+# Test-time augmentation (`--tta`): three scales, each also mirrored. Boxes only: mmdet merges no masks.
+tta_model = dict(
+    type="BoxTTAModel",
+    tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100),
+)
+tta_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [dict(type="Resize", scale=scale, keep_ratio=True) for scale in [(1333, 640), (1333, 800), (1333, 960)]],
+            [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
+            [dict(type="LoadAnnotations", with_bbox=True)],
+            [
+                dict(
+                    type="PackDetInputs",
+                    meta_keys=(
+                        *("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
+                        *("flip", "flip_direction"),
+                    ),
+                )
+            ],
+        ],
+    ),
+]

@@ -6,6 +6,7 @@ operators, lets checkpoints of mmengine resume under torch's safe loading, and i
 
 from . import mmcv_ext
 from .packages import work_without_pkg_resources
+from .pretty_text import format_once
 from .registration import register_modules
 from .safe_load import allow_mmengine_checkpoints
 
@@ -13,3 +14,4 @@ mmcv_ext.install()
 register_modules()
 allow_mmengine_checkpoints()
 work_without_pkg_resources()
+format_once()

@@ -103,7 +103,7 @@ def use_tta(cfg: Config) -> None:
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     if cfg.default_scope == "mmdet":
-        # mmdet's DetTTAModel merges boxes only.
+        # mmdet merges boxes only.
         evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
         for evaluator in evaluators:
             if evaluator.get("type") == "CocoMetric":

@@ -4,9 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mmcv
+import numpy as np
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
+from torch import Tensor
+
+LEGIBLE_SIDE = 384  # pixels; smaller images are enlarged by a whole factor, so that labels fit
 
 
 class DrawPredictionsHook(Hook):
@@ -17,22 +21,53 @@ class DrawPredictionsHook(Hook):
 
     priority = "LOW"
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, score_threshold: float = 0.3) -> None:
         self.folder = Path(folder)
+        self.score_threshold = score_threshold
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None, outputs: Sequence | None = None
     ) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        dataset = runner.test_dataloader.dataset
-        runner.visualizer.dataset_meta = dataset.metainfo
-        for sample in outputs or ():
-            self._draw(runner, sample)
-
-    def _draw(self, runner: Runner, sample: BaseDataElement) -> None:
-        image = mmcv.imread(sample.img_path, channel_order="rgb")
-        name = Path(sample.img_path).stem
-        options = dict(with_labels=False) if runner.cfg.default_scope == "mmseg" else dict(pred_score_thr=0.3)
-        runner.visualizer.add_datasample(
-            name, image, sample.cpu(), draw_gt=True, out_file=str(self.folder / f"{name}.png"), **options
+        runner.visualizer.dataset_meta = runner.test_dataloader.dataset.metainfo
+        options = (
+            dict(with_labels=False)
+            if runner.cfg.default_scope == "mmseg"
+            else dict(pred_score_thr=self.score_threshold)
         )
+        for sample in outputs or ():
+            name = Path(sample.img_path).stem
+            image, drawn = enlarge(mmcv.imread(sample.img_path, channel_order="rgb"), sample.cpu())
+            file = str(self.folder / f"{name}.png")
+            runner.visualizer.add_datasample(name, image, drawn, draw_gt=True, out_file=file, **options)
+
+
+def enlarge(image: np.ndarray, sample: BaseDataElement) -> tuple[np.ndarray, BaseDataElement]:
+    """An image [H, W, 3] and a copy of its sample, both enlarged until the longer side is about LEGIBLE_SIDE."""
+    H, W = image.shape[:2]
+    factor = max(1, LEGIBLE_SIDE // max(H, W))
+    if factor == 1:
+        return image, sample
+    sample = sample.clone()
+    for field, value in sample.all_items():
+        if isinstance(value, PixelData):
+            setattr(sample, field, PixelData(data=_repeat(value.data, factor)))
+        elif isinstance(value, InstanceData):
+            setattr(sample, field, _enlarge_instances(value, factor, (H * factor, W * factor)))
+    return mmcv.imresize(image, (W * factor, H * factor), interpolation="bicubic"), sample
+
+
+def _enlarge_instances(instances: InstanceData, factor: int, size: tuple[int, int]) -> InstanceData:
+    enlarged = instances.clone()
+    if "bboxes" in enlarged:
+        boxes = enlarged.bboxes if isinstance(enlarged.bboxes, Tensor) else enlarged.bboxes.tensor
+        enlarged.bboxes = boxes * factor
+    if "masks" in enlarged:
+        masks = enlarged.masks
+        enlarged.masks = _repeat(masks, factor) if isinstance(masks, Tensor) else masks.resize(size)
+    return enlarged
+
+
+def _repeat(x: Tensor, factor: int) -> Tensor:
+    """[.., H, W] -> [.., factor * H, factor * W]"""
+    return x.repeat_interleave(factor, -2).repeat_interleave(factor, -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -46,6 +47,8 @@ def evaluate(cfg: Config, checkpoint: str | Path) -> dict[str, float]:
     _refuse_misfit(bare_model(runner), content.get("state_dict", content), checkpoint)
     _build_loops(runner, "test")
     metrics = runner.test()
+    if not metrics:
+        print_log("no metrics: the model predicts nothing above its score threshold", "current", logging.WARNING)
     if is_main_process():
         file = Path(cfg.work_dir) / "metrics.json"
         file.write_text(json.dumps({name: float(value) for name, value in metrics.items()}, indent=2) + "\n")
@@ -119,9 +122,11 @@ def resume_from(cfg: Config, checkpoint: str) -> None:
         return
     found, damaged = latest_whole_checkpoint(cfg.work_dir)
     for path in damaged:
-        print_log(f"{path} is damaged and passed over", logger="current", level=30)
+        print_log(f"{path} is damaged and passed over", logger="current", level=logging.WARNING)
     if found is None:
-        print_log(f"nothing to resume in {cfg.work_dir}: starting from scratch", logger="current", level=30)
+        print_log(
+            f"nothing to resume in {cfg.work_dir}: starting from scratch", logger="current", level=logging.WARNING
+        )
     cfg.resume, cfg.load_from = found is not None, None if found is None else str(found)
 
 
