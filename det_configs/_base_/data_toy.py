@@ -60,7 +60,7 @@ model = dict(
 )
 
 optim_wrapper = dict(optimizer=dict(lr=5e-4, weight_decay=0.01), clip_grad=dict(max_norm=10))
-max_epochs = 14  # of 20 steps each
+max_epochs = 12  # of 20 steps each
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=20),
