@@ -65,7 +65,7 @@ model = dict(
 )
 
 optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.01))
-max_iters = 150
+max_iters = 200
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=20),
     dict(type="PolyLR", eta_min=1e-6, power=1.0, by_epoch=False, begin=20, end=max_iters),
