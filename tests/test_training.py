@@ -95,6 +95,7 @@ def test_killed_run_resumes_from_the_last_whole_checkpoint(
     steps = [int(step) for step in re.findall(r"Iter\(train\)\s+\[\s*(\d+)/4\]", resumed.stdout + resumed.stderr)]
     assert steps == [3, 4]
     assert is_whole(work_dir(small_seg) / "iter_4.pth")
+    assert not list(work_dir(small_seg).glob("*.partial"))
 
 
 def test_resume_passes_over_a_damaged_checkpoint(run_python, small_seg: list[str]) -> None:
@@ -121,7 +122,7 @@ def test_resumed_checkpoint_is_read_with_the_safety_check_on(run_python, small_s
 
 
 def test_two_processes_train_data_parallel(run_python, small_seg: list[str]) -> None:
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     process = run_python(
         *launch,
         "tools/train.py",

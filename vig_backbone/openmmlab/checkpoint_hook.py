@@ -5,6 +5,7 @@ import re
 import zipfile
 from pathlib import Path
 
+from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
@@ -65,6 +66,9 @@ class AtomicCheckpointHook(CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
         self.file_backend = _RemoveLater()
+        if is_main_process():
+            for left_over in Path(self.out_dir).glob(f"*{TEMPORARY_SUFFIX}"):
+                left_over.unlink()
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         super()._save_checkpoint_with_step(runner, step, meta)
