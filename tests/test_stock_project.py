@@ -235,7 +235,7 @@ def test_script_runs_as_python_would_run_it(run_python, script: Path) -> None:
 
 def test_script_runs_under_torchrun(run_python, script: Path) -> None:
     script.write_text(SHOW.replace("len(sys.argv)", "0"))
-    launch = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     process = run_python(*launch, "-m", "vig_backbone", script, "--launcher", "none", OMP_NUM_THREADS="1")
     shown = [json.loads(line) for line in process.stdout.splitlines()]
     assert sorted(line[0] for line in shown) == ["0", "1"]
