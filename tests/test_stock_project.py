@@ -211,7 +211,8 @@ SHOW = """
 import json, os, sys
 from beside import NAME
 imported = "vig_backbone" in sys.modules
-print(json.dumps([os.environ.get("RANK"), NAME, __name__, __file__, sys.argv, sys.path[0], imported]))
+shown = [os.environ.get("RANK"), NAME, __name__, __file__, sys.argv, sys.path[0], imported]
+os.write(1, (json.dumps(shown) + "\\n").encode())  # one call, so that two processes cannot mix their lines
 sys.exit(len(sys.argv))
 """
 

@@ -104,7 +104,7 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         try:
-            target.symlink_to(os.path.relpath(source, target.parent))
+            os.symlink(os.path.relpath(source, target.parent), target)
         except OSError:
             shutil.copyfile(source, target)
 
