@@ -63,24 +63,29 @@ def run_python() -> Callable[..., subprocess.CompletedProcess]:
     return run
 
 
-@pytest.fixture
-def small_seg(toy_data: Path, tmp_path: Path) -> list[str]:
-    """Options that make any segmentation config with `--data toy` train a few seconds on the small set."""
-    ade = toy_data / "ade"
+def small_run(data_root: Path, tmp_path: Path) -> list[str]:
+    """Options that both tasks share: the small set at `data_root`, no worker processes, every step logged."""
+    settings = ("num_workers=0", "persistent_workers=False", f"dataset.data_root={data_root}")
     return [
         *("--data", "toy", "--work-dir", str(tmp_path / "work")),
         "--cfg-options",
-        "model.data_preprocessor.size=(64,64)",
-        *(f"{split}_dataloader.dataset.data_root={ade}" for split in ("train", "val", "test")),
-        *(f"{split}_dataloader.num_workers=0" for split in ("train", "val", "test")),
-        *(f"{split}_dataloader.persistent_workers=False" for split in ("train", "val", "test")),
+        *(f"{split}_dataloader.{setting}" for split in ("train", "val", "test") for setting in settings),
         "train_dataloader.batch_size=2",
+        "default_hooks.logger.interval=1",
+        "custom_hooks.1.type=CheckDataHook",
+    ]
+
+
+@pytest.fixture
+def small_seg(toy_data: Path, tmp_path: Path) -> list[str]:
+    """Options that make any segmentation config with `--data toy` train a few seconds on the small set."""
+    return [
+        *small_run(toy_data / "ade", tmp_path),
+        "model.data_preprocessor.size=(64,64)",
         "train_dataloader.dataset.pipeline.3.crop_size=(64,64)",
         "train_cfg.max_iters=4",
         "train_cfg.val_interval=4",
         "default_hooks.checkpoint.interval=2",
-        "default_hooks.logger.interval=1",
-        "custom_hooks.1.type=CheckDataHook",
     ]
 
 
@@ -89,16 +94,9 @@ def small_det(toy_data: Path, tmp_path: Path) -> list[str]:
     """The same for detection configs; one epoch is 8 steps of 2 images."""
     coco = toy_data / "coco"
     return [
-        *("--data", "toy", "--work-dir", str(tmp_path / "work")),
-        "--cfg-options",
-        *(f"{split}_dataloader.dataset.data_root={coco}" for split in ("train", "val", "test")),
-        *(f"{split}_dataloader.num_workers=0" for split in ("train", "val", "test")),
-        *(f"{split}_dataloader.persistent_workers=False" for split in ("train", "val", "test")),
+        *small_run(coco, tmp_path),
         *(f"{split}_evaluator.ann_file={coco}/annotations/instances_val2017.json" for split in ("val", "test")),
-        "train_dataloader.batch_size=2",
         "train_cfg.max_epochs=2",
         "train_cfg.val_interval=2",
         "default_hooks.checkpoint.interval=1",
-        "default_hooks.logger.interval=1",
-        "custom_hooks.1.type=CheckDataHook",
     ]

@@ -183,6 +183,15 @@ def test_checkpoint_of_another_model_is_refused_at_test(toy_data: Path, tmp_path
         evaluate(cfg, tmp_path / "other.pth")
 
 
+def test_training_refuses_to_start_from_a_backbone_that_does_not_fit(toy_data: Path, tmp_path: Path) -> None:
+    import torch
+
+    torch.save(dict(state_dict={"backbone.some.weight": torch.zeros(3)}, meta={}), tmp_path / "other.pth")
+    cfg = small_config(SEG, toy_data, tmp_path, load_from=str(tmp_path / "other.pth"))
+    with pytest.raises(RuntimeError, match=r"other\.pth does not fit the ViG"):
+        train(cfg)
+
+
 def test_command_line_shows_a_message_and_no_traceback(run_python, tmp_path: Path) -> None:
     process = run_python("tools/train.py", SEG, "--work-dir", tmp_path, check=False)
     assert process.returncode == 2

@@ -28,7 +28,8 @@ from .preflight import check_data_is_there
 def train(cfg: Config) -> Runner:
     """Train `cfg` (with `work_dir`, `launcher` and the rest set) after looking for its data; returns the runner."""
     check_data_is_there(cfg, ("train", "val") if cfg.get("val_cfg") else ("train",))
-    start = None if cfg.get("resume") or not cfg.get("load_from") else select_weights(*_read(cfg.load_from))
+    fine_tuned = cfg.get("load_from") and not cfg.get("resume")
+    start = select_weights(read_checkpoint(cfg.load_from), cfg.load_from) if fine_tuned else None
     runner = build_runner(cfg)
     if start is not None:
         # Heads may be new; a backbone that starts half from the file and half from chance is a mistake.
@@ -40,7 +41,7 @@ def train(cfg: Config) -> Runner:
 
 def evaluate(cfg: Config, checkpoint: str | Path) -> dict[str, float]:
     """Evaluate `checkpoint` on the test split of `cfg`; returns the metrics, which also go to work_dir/metrics.json."""
-    content, _ = _read(checkpoint)
+    content = read_checkpoint(str(checkpoint))
     check_data_is_there(cfg, ("test",))
     cfg.load_from = str(checkpoint)
     runner = build_runner(cfg)
@@ -61,10 +62,6 @@ def bare_model(runner: Runner) -> nn.Module:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
-
-
-def _read(checkpoint: str | Path) -> tuple[Mapping, str]:
-    return read_checkpoint(str(checkpoint)), str(checkpoint)
 
 
 def _refuse_misfit(model: nn.Module, weights: Mapping, source: str | Path) -> None:
