@@ -11,6 +11,8 @@ import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PHOTOS = REPOSITORY.parent / "shared" / "tiny_coco"
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported: kernels then run on the CPU
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

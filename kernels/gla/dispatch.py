@@ -1,6 +1,7 @@
-"""Argument checks and the choice of implementation."""
+"""Argument checks, packed and padded batches, and the choice of implementation."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -8,11 +9,21 @@ from torch import Tensor
 from .chunk import chunk_bidirectional_gla
 from .naive import naive_bidirectional_gla
 
+
+def _triton_bidirectional_gla(*args: Tensor | float | int | None) -> Tensor:
+    """The Triton form; Triton itself is imported when it is first used."""
+    from .triton_op import triton_bidirectional_gla
+
+    return triton_bidirectional_gla(*args)
+
+
 # Each implementation takes (q, k, v, log_gate_fwd, log_gate_bwd, scale), all of them checked.
 IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "naive": naive_bidirectional_gla,
     "chunk": chunk_bidirectional_gla,
 }
+if find_spec("triton"):
+    IMPLEMENTATIONS["triton"] = _triton_bidirectional_gla
 
 
 def bidirectional_gla(
@@ -23,6 +34,10 @@ def bidirectional_gla(
     log_gate_bwd: Tensor,
     scale: float | None = None,
     impl: str = "auto",
+    *,
+    cu_seqlens: Tensor | None = None,
+    valid_sizes: Tensor | None = None,
+    width: int | None = None,
 ) -> Tensor:
     """Bidirectional gated linear attention over a token sequence (ViG, arXiv 2405.18425, equations of section 3).
 
@@ -36,28 +51,110 @@ def bidirectional_gla(
         log_gate_fwd, log_gate_bwd: natural logarithms of the gates, at most 0, ``[B, L, h, K]``; finite, however
             strong. Their type may be wider than that of `q`.
         scale: factor on the queries; ``K ** -0.5`` if None.
-        impl: ``'naive'`` (the definition), ``'chunk'`` (PyTorch, any device, linear in L) or ``'auto'``.
+        impl: ``'naive'`` (the definition), ``'chunk'`` (PyTorch, any device, linear in L), ``'triton'`` (fused
+            kernels for NVIDIA GPUs) or ``'auto'``, for now the chunked form everywhere: the Triton form has to be asked
+            for until all its tests have passed on a GPU.
+        cu_seqlens: packed sequences, which do not see each other: B is 1, and sequence i holds the tokens
+            ``cu_seqlens[i]`` to ``cu_seqlens[i + 1]`` (excluded). ``[S + 1]``, integers on the device of `q`, from 0
+            to L, ascending; that is checked on the CPU alone, where it costs no synchronisation.
+        valid_sizes: padded batches: the tokens are the rows of a grid `width` wide, and of image b only the first
+            ``valid_sizes[b, 0]`` rows and ``valid_sizes[b, 1]`` columns are tokens. The rest neither adds to the
+            states nor decays them, and its output is 0: an image's result does not depend on its padding.
+            ``[B, 2]``, integers on the device of `q`.
+        width: tokens in a row of the grid; needed with `valid_sizes` only.
 
     Returns:
         ``[B, L, h, V]`` in the type of `v`. Gradients exist for all five tensors.
 
     Raises:
         ValueError: for an unknown `impl`, or shapes that do not fit each other.
-        TypeError: for tensors that are not floating point.
+        TypeError: for tensors that are not floating point, or types that an implementation cannot mix.
     """
     _check_arguments(q, k, v, log_gate_fwd, log_gate_bwd)
+    segments = _segments(cu_seqlens, q)
+    _check_valid_sizes(valid_sizes, width, q)
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    return select_implementation(impl)(q, k, v, log_gate_fwd, log_gate_bwd, scale)
+    function = select_implementation(impl)
+    if function is _triton_bidirectional_gla:
+        return function(q, k, v, log_gate_fwd, log_gate_bwd, scale, segments, valid_sizes, width or 1)
+    if segments is not None:
+        log_gate_fwd, log_gate_bwd = _close_borders(log_gate_fwd, log_gate_bwd, segments)
+    if valid_sizes is None:
+        return function(q, k, v, log_gate_fwd, log_gate_bwd, scale)
+    padding = ~_valid_tokens(q.shape[1], valid_sizes, width)[:, :, None, None]
+    inputs = (x.masked_fill(padding, 0) for x in (q, k, v, log_gate_fwd, log_gate_bwd))
+    return function(*inputs, scale)
 
 
 def select_implementation(impl: str) -> Callable[..., Tensor]:
-    """The function behind a name; ``'auto'`` is the fastest one that is there."""
+    """The function behind a name."""
     if impl == "auto":
-        impl = "triton" if "triton" in IMPLEMENTATIONS else "chunk"
+        impl = "chunk"
     if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl={impl!r} is not available: expected 'auto' or one of {sorted(IMPLEMENTATIONS)}")
+        missing = "; install triton for 'triton'" if impl == "triton" else ""
+        raise ValueError(
+            f"impl={impl!r} is not available: expected 'auto' or one of {sorted(IMPLEMENTATIONS)}{missing}"
+        )
     return IMPLEMENTATIONS[impl]
+
+
+def _segments(cu_seqlens: Tensor | None, q: Tensor) -> Tensor | None:
+    """The number of each token's sequence, [L], int32."""
+    if cu_seqlens is None:
+        return None
+    B, L = q.shape[:2]
+    if B != 1:
+        raise ValueError(f"cu_seqlens packs the sequences into one row: expected B = 1, got {B}")
+    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point():
+        raise ValueError(
+            "cu_seqlens must hold the integers [0, .., L], one more than sequences, got "
+            f"shape {list(cu_seqlens.shape)}, {cu_seqlens.dtype}"
+        )
+    if cu_seqlens.device != q.device:
+        raise ValueError(f"cu_seqlens is on {cu_seqlens.device}, q on {q.device}: move them to one device")
+    if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
+        borders = cu_seqlens.tolist()
+        if borders[0] != 0 or borders[-1] != L or borders != sorted(borders):
+            raise ValueError(f"cu_seqlens must ascend from 0 to L = {L}, got {borders[:8]} .. {borders[-1]}")
+    tokens = torch.arange(L, device=q.device, dtype=cu_seqlens.dtype)
+    return torch.searchsorted(cu_seqlens, tokens, right=True, out_int32=True)
+
+
+def _check_valid_sizes(valid_sizes: Tensor | None, width: int | None, q: Tensor) -> None:
+    if valid_sizes is None:
+        if width is not None:
+            raise ValueError("width is the width of the grid of valid_sizes: give both or neither")
+        return
+    B, L = q.shape[:2]
+    if valid_sizes.shape != (B, 2) or valid_sizes.is_floating_point():
+        raise ValueError(
+            f"valid_sizes must hold the rows and columns of each image, integers [{B}, 2], got "
+            f"shape {list(valid_sizes.shape)}, {valid_sizes.dtype}"
+        )
+    if valid_sizes.device != q.device:
+        raise ValueError(f"valid_sizes is on {valid_sizes.device}, q on {q.device}: move them to one device")
+    if width is None or width < 1 or L % width:
+        raise ValueError(f"valid_sizes needs the width of the grid, a divisor of L = {L}, got width={width}")
+
+
+def _close_borders(log_gate_fwd: Tensor, log_gate_bwd: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
+    """Gates that let nothing pass into the first token of a sequence, and from behind into its last one."""
+    border = segments[1:] != segments[:-1]
+    edge = border.new_zeros(1)
+    starts, ends = torch.cat((edge, border)), torch.cat((border, edge))
+    closed = float("-inf")
+    return (
+        log_gate_fwd.masked_fill(starts[:, None, None], closed),
+        log_gate_bwd.masked_fill(ends[:, None, None], closed),
+    )
+
+
+def _valid_tokens(L: int, valid_sizes: Tensor, width: int) -> Tensor:
+    """Which tokens lie in the valid rectangle of their image, [B, L]."""
+    tokens = torch.arange(L, device=valid_sizes.device)
+    rows, columns = tokens // width, tokens % width
+    return (rows < valid_sizes[:, :1]) & (columns < valid_sizes[:, 1:])
 
 
 def _check_arguments(q: Tensor, k: Tensor, v: Tensor, log_gate_fwd: Tensor, log_gate_bwd: Tensor) -> None:

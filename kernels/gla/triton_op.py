@@ -1,0 +1,298 @@
+"""The Triton form of bidirectional gated linear attention as a torch operator: launches, autograd, autocast, fakes.
+
+`torch.ops.vig.bidirectional_gla` returns the output and the states that enter each chunk, which the backward pass,
+`torch.ops.vig.bidirectional_gla_backward`, needs. README.md of the folder above derives what the kernels compute.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.utils.flop_counter import register_flop_formula
+
+from . import triton_kernels as kernels
+
+# Tokens of a chunk, a multiple of 16. With 64, Triton uses Hopper's asynchronous matrix instructions (wgmma): no faster
+# here, and wrong (illegal addresses) in kernels that spill registers, with the assembler of Triton 3.6.
+CHUNK = 32
+# Programs of all steep chunks per multiprocessor: they are rare, and looking for them should cost little.
+STEEP_PROGRAMS = 4
+
+
+def triton_bidirectional_gla(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_gate_fwd: Tensor,
+    log_gate_bwd: Tensor,
+    scale: float,
+    segments: Tensor | None = None,
+    valid_sizes: Tensor | None = None,
+    width: int = 1,
+) -> Tensor:
+    """Linear in L in time and memory; float32 states and gates, whatever the type of q, k, v.
+
+    Shapes as in :func:`vig_kernels.bidirectional_gla`, with which the definition (`naive`) it must agree. All tensors
+    are read where they lie, whatever their strides, if those of the last dimension are 1.
+
+    Args:
+        segments: ``[L]``, int32, a number per packed sequence, for B = 1; tokens of different sequences do not meet.
+        valid_sizes: ``[B, 2]``, integers, rows and columns of each image that are not padding.
+        width: tokens in a row of the grid, for `valid_sizes`.
+
+    Raises:
+        TypeError: if q, k and v differ in type, or have a type that Triton does not multiply (float64).
+        RuntimeError: for tensors that are not on a GPU, outside of Triton's interpreter.
+    """
+    if q.device.type != "cuda" and not kernels.INTERPRETED:
+        raise RuntimeError(
+            f"impl='triton' needs CUDA tensors, got {q.device}: use impl='chunk', or set TRITON_INTERPRET=1 before "
+            "Python starts to run the kernels in Triton's (slow) interpreter"
+        )
+    if q.dtype == torch.float64:
+        raise TypeError("impl='triton' has no float64 form: use impl='chunk', or float32")
+    return _forward(q, k, v, log_gate_fwd, log_gate_bwd, segments, valid_sizes, width, scale)[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Launches
+
+
+def _num_chunks(L: int) -> int:
+    return (L + CHUNK - 1) // CHUNK
+
+
+def _state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """bfloat16 has float32's range; float16 does not, and states are sums over many tokens."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+
+
+def _terms(dtype: torch.dtype) -> dict[str, int]:
+    """How many bfloat16 terms stand for an operand: of any product, of decayed queries and keys, of log-gates."""
+    if dtype == torch.bfloat16:
+        return dict(TERMS=1, SCORE_TERMS=2, GATE_TERMS=2)
+    if dtype == torch.float16:
+        return dict(TERMS=2, SCORE_TERMS=2, GATE_TERMS=3)
+    return dict(TERMS=3, SCORE_TERMS=3, GATE_TERMS=3)
+
+
+def _is_one_tile(K: int, V: int, dtype: torch.dtype) -> bool:
+    """Whether all of K and V fit into one tile, which the kernels for mild chunks ask for."""
+    return max(K, V) <= (128 if dtype == torch.bfloat16 else 64)
+
+
+def _block(size: int, largest: int) -> int:
+    return min(max(triton.next_power_of_2(size), 16), largest)
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [stride for x in tensors for stride in x.stride()[:3]]
+
+
+def _with_unit_stride(*tensors: Tensor) -> list[Tensor]:
+    return [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
+
+
+def _scan_tile(N: int) -> tuple[int, int, int]:
+    """Chunks and elements of a state that a program of the scan takes at once, and its warps."""
+    if N <= 4:
+        return 4, 256, 1
+    if N <= 16:
+        return 16, 128, 1
+    return (64, 64, 1) if N <= 512 else (128, 32, 4)
+
+
+@cache
+def _num_steep_programs(device: torch.device) -> int:
+    if device.type != "cuda":
+        return STEEP_PROGRAMS
+    return STEEP_PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _enter_states(
+    x: Tensor, y: Tensor, gate_f: Tensor, gate_b: Tensor, segments: Tensor | None, sizes: Tensor | None, width: int,
+    adjoint: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """States that enter each chunk, [B, h, 2, N, V, K], and which chunks are steep, [B, N, h, tiles of K]."""
+    B, L, h, K = x.shape
+    V = y.shape[-1]
+    N = _num_chunks(L)
+    BK, BV = _block(K, 64), _block(V, 64)
+    updates = x.new_empty(B, h, 2, N, V, K, dtype=torch.float32)
+    decays = x.new_empty(B, h, 2, N, K, dtype=torch.float32)
+    steep = x.new_empty(B, N, h, triton.cdiv(K, BK), dtype=torch.int8)
+    kernels.chunk_states[(B * N * h, triton.cdiv(K, BK) * triton.cdiv(V, BV))](
+        x, y, gate_f, gate_b, updates, decays, steep, segments, sizes, L, N, h, width,
+        *_strides(x, y, gate_f, gate_b), K=K, V=V, C=CHUNK, BK=BK, BV=BV, ADJOINT=adjoint,
+        HAS_SEGMENTS=segments is not None, HAS_SIZES=sizes is not None,
+        **_terms(x.dtype), num_warps=4 if V > 32 else 2, num_stages=1,
+    )  # fmt: skip
+    states = updates.new_empty(updates.shape, dtype=_state_dtype(x.dtype))
+    BN, BE, num_warps = _scan_tile(N)
+    kernels.scan_states[(B * h * 2 * triton.cdiv(V * K, BE),)](
+        updates, decays, states, N, K=K, V=V, BN=BN, BE=BE, ADJOINT=int(adjoint), num_warps=num_warps, num_stages=1
+    )
+    return states, steep
+
+
+def _launch(
+    mild: Callable[..., Any], steep: Callable[..., Any], q: Tensor, v: Tensor, flags: Tensor, arguments: list[Any],
+    segments: Tensor | None, sizes: Tensor | None, BV: int,
+) -> None:  # fmt: skip
+    """Run a kernel as if all chunks were mild, then its other form for the steep ones."""
+    B, L, h, K = q.shape
+    V = v.shape[-1]
+    total = B * _num_chunks(L) * h
+    constants = dict(K=K, V=V, C=CHUNK, HAS_SEGMENTS=segments is not None, HAS_SIZES=sizes is not None)
+    terms = _terms(q.dtype)
+    one_tile = _is_one_tile(K, V, q.dtype)
+    if one_tile:
+        mild[(total,)](*arguments, BK=_block(K, 128), BV=BV, **constants, **terms, num_warps=2, num_stages=1)
+    steep[(min(total, _num_steep_programs(q.device)) if one_tile else total,)](
+        *arguments, flags, total, BK=_block(K, 32), BV=_block(V, 64), TILES=flags.shape[-1], ALL=not one_tile,
+        **constants, TERMS=terms["TERMS"], SCORE_TERMS=terms["SCORE_TERMS"], num_warps=2, num_stages=1,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Operators
+
+
+@torch.library.custom_op("vig::bidirectional_gla", mutates_args=())
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, log_gate_fwd: Tensor, log_gate_bwd: Tensor,
+    segments: Tensor | None, valid_sizes: Tensor | None, width: int, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    q, k, v, gate_f, gate_b = _with_unit_stride(q, k, v, log_gate_fwd, log_gate_bwd)
+    _check_types(q, k, v)
+    L, h = q.shape[1:3]
+    out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    with _on_device(q):
+        states, flags = _enter_states(k, v, gate_f, gate_b, segments, valid_sizes, width, adjoint=False)
+        arguments = [
+            q, k, v, gate_f, gate_b, states, out, segments, valid_sizes, L, _num_chunks(L), h, width, scale / 2,
+            *_strides(q, k, v, gate_f, gate_b),
+        ]  # fmt: skip
+        BV = _block(v.shape[-1], 128)
+        _launch(kernels.outputs, kernels.steep_outputs, q, v, flags, arguments, segments, valid_sizes, BV)
+    return out, states
+
+
+@torch.library.custom_op("vig::bidirectional_gla_backward", mutates_args=())
+def _backward(
+    q: Tensor, k: Tensor, v: Tensor, log_gate_fwd: Tensor, log_gate_bwd: Tensor, states: Tensor | None,
+    grad_out: Tensor, segments: Tensor | None, valid_sizes: Tensor | None, width: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    q, k, v, gate_f, gate_b, grad_out = _with_unit_stride(q, k, v, log_gate_fwd, log_gate_bwd, grad_out)
+    L, h = q.shape[1:3]
+    grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, gate_f, gate_b)]
+    with _on_device(q):
+        if states is None:
+            states, _ = _enter_states(k, v, gate_f, gate_b, segments, valid_sizes, width, adjoint=False)
+        dstates, flags = _enter_states(q, grad_out, gate_f, gate_b, segments, valid_sizes, width, adjoint=True)
+        arguments = [
+            q, k, v, gate_f, gate_b, states, grad_out, dstates, *grads, segments, valid_sizes,
+            L, _num_chunks(L), h, width, scale / 2, *_strides(q, k, v, gate_f, gate_b, grad_out),
+        ]  # fmt: skip
+        BV = _block(v.shape[-1], 128)
+        _launch(kernels.gradients, kernels.steep_gradients, q, v, flags, arguments, segments, valid_sizes, BV)
+    return tuple(grads)
+
+
+def _check_types(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(f"q, k and v must have one type, got {q.dtype}, {k.dtype} and {v.dtype}: cast them to one")
+
+
+def _on_device(x: Tensor) -> torch.cuda.device:
+    """Triton launches on the current device; a negative index changes nothing."""
+    return torch.cuda.device(x.device.index if x.device.type == "cuda" else -1)
+
+
+@_forward.register_fake
+def _(q, k, v, log_gate_fwd, log_gate_bwd, segments, valid_sizes, width, scale):
+    B, L, h, K = q.shape
+    states = q.new_empty(B, h, 2, _num_chunks(L), v.shape[-1], K, dtype=_state_dtype(q.dtype))
+    return torch.empty(v.shape, dtype=v.dtype, device=v.device), states
+
+
+@_backward.register_fake
+def _(q, k, v, log_gate_fwd, log_gate_bwd, states, grad_out, segments, valid_sizes, width, scale):
+    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, log_gate_fwd, log_gate_bwd))
+
+
+def _setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, gate_f, gate_b, segments, valid_sizes, ctx.width, ctx.scale = inputs
+    ctx.set_materialize_grads(False)  # the states have no gradient: no need for zeros of their size
+    ctx.mark_non_differentiable(output[1])
+    inputs, states = (q, k, v, gate_f, gate_b), output[1]
+    # States larger than half the inputs are computed once more. In bytes per token: L may be symbolic.
+    input_size = sum(x.shape[-1] * x.element_size() for x in inputs)
+    state_size = 2 * q.shape[-1] * v.shape[-1] * states.element_size() / CHUNK
+    ctx.save_for_backward(*inputs, states if 2 * state_size <= input_size else None, segments, valid_sizes)
+
+
+def _autograd(ctx: FunctionCtx, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return (None,) * 9
+    *inputs, states, segments, valid_sizes = ctx.saved_tensors
+    grads = _backward(*inputs, states, grad_out, segments, valid_sizes, ctx.width, ctx.scale)
+    return *grads, None, None, None, None
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
+
+
+# Autocast: the types of the inputs decide. Only where q, k and v disagree, they take the type of the autocast region.
+# The log-gates stay as they are: in float32 they cost nothing more, and short ones hold the long memory.
+def _autocast(device_type: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}"))
+
+    def with_autocast(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        if not q.dtype == k.dtype == v.dtype:
+            q, k, v = (x.to(torch.get_autocast_dtype(device_type)) for x in (q, k, v))
+        with torch._C._ExcludeDispatchKeyGuard(key):
+            return torch.ops.vig.bidirectional_gla(q, k, v, *rest)
+
+    return with_autocast
+
+
+_library = torch.library.Library("vig", "FRAGMENT")
+for _device_type in ("cuda", "cpu"):
+    _library.impl("bidirectional_gla", _autocast(_device_type), f"Autocast{_device_type.upper()}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Cost
+
+
+def gla_flops(q_shape: torch.Size, v_shape: torch.Size) -> int:
+    """FLOPs of the recurrence itself, both directions: an update and a reading of the K x V state per token.
+
+    Chunked forms do more work on the matrix units to need fewer steps; that is not counted.
+    """
+    B, L, h, K = q_shape
+    return 2 * 2 * 2 * B * L * h * K * v_shape[-1]
+
+
+@register_flop_formula(torch.ops.vig.bidirectional_gla)
+def _forward_flops(q_shape, k_shape, v_shape, *args, out_shape=None, **kwargs) -> int:
+    return gla_flops(q_shape, v_shape)
+
+
+@register_flop_formula(torch.ops.vig.bidirectional_gla_backward)
+def _backward_flops(q_shape, k_shape, v_shape, *args, out_shape=None, **kwargs) -> int:
+    return 2 * gla_flops(q_shape, v_shape)
+
+
+def gla_flop_handle(inputs: list[Any], outputs: list[Any]) -> int:
+    """For mmengine's counter: ``FlopAnalyzer(model, x).set_op_handle("vig::bidirectional_gla", gla_flop_handle)``.
+
+    Its unit, like that of the papers, is the multiply-add.
+    """
+    q_shape, v_shape = (inputs[i].type().sizes() for i in (0, 2))
+    return gla_flops(q_shape, v_shape) // 2
