@@ -1,0 +1,694 @@
+#!/usr/bin/env python
+"""Time, memory and accuracy of bidirectional gated linear attention, against whatever else is installed.
+
+On a GPU the time is that of the device: calls captured in a CUDA graph that is replayed, over input sets that together
+exceed the L2 cache, so that launches and cached inputs do not count. Eager wall time stands beside it.
+
+examples:
+  python tools/benchmark_kernels.py
+  python tools/benchmark_kernels.py --shapes 4,6,4096,32,64 1,6,16384,32,64 --json kernels.json
+  python tools/benchmark_kernels.py --sweep --plot kernels.png --json sweep.json
+  python tools/benchmark_kernels.py --device cpu --contenders naive,chunk --sweep-lengths 256,1024 --quick
+
+contenders:
+{contenders}
+
+columns, forward and forward+backward (gradients of all inputs) apart:
+  time      median of a call: `graph` replay; `events` where no graph could be captured; `wall` on a CPU
+  eager     on a GPU, median wall time of a call from Python, launches included
+  copy bw   share of the copy bandwidth: each input read and each output written once, over the time
+  peak      memory allocated during the call, outputs included, inputs not
+  kept      bytes saved for the backward pass, over the bytes of the inputs
+  error     relative RMS against `chunk` in float64 on a short sequence; forward+backward: the worst gradient
+
+exit code: 0 measured, 1 a contender computes something else, 2 wrong usage
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import math
+import platform
+import re
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from vig_kernels.gla import IMPLEMENTATIONS, bidirectional_gla
+
+Operator = Callable[..., Tensor]
+Step = Callable[[], tuple[Tensor, ...]]
+SDPA = F.scaled_dot_product_attention
+
+FORWARD, BACKWARD = "forward", "forward+backward"
+MAX_ERROR = {FORWARD: 2e-2, BACKWARD: 1e-1}  # 16-bit arithmetic stays well below; another function does not
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_INPUT_SETS = 16
+GRAPH_MS, MAX_GRAPH_CALLS = 2.0, 64  # a graph is filled with calls up to either
+BASELINES = ("triton", "chunk")  # ratios are to the first of them that was measured
+
+
+class UnavailableError(Exception):
+    """A contender that is not there."""
+
+
+class TimeLimitError(BaseException):
+    """A contender took too long. No Exception, lest something between here and there takes it for its own."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    B: int
+    h: int
+    L: int
+    K: int
+    V: int
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={size}" for name, size in asdict(self).items())
+
+
+GPU_SHAPES = (
+    Shape(4, 6, 4096, 32, 64),  # ViG-S, 1024 x 1024 pixels
+    Shape(1, 6, 16384, 32, 64),  # ViG-S, 2048 x 2048
+    Shape(2, 3, 67200, 16, 32),  # hierarchical ViG-T, first stage, 800 x 1344
+    Shape(64, 6, 196, 32, 64),  # ViG-S, 224 x 224
+)
+CPU_SHAPES = tuple(Shape(1, 6, L, 32, 64) for L in (256, 1024, 4096))
+SWEEP_LENGTHS = [2**i for i in range(8, 17)]
+
+
+# ---- contenders
+
+
+def gla_inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> list[Tensor]:
+    """As the model has them: q, k, v are views of one projection, the log-gates of one float32 tensor."""
+    B, h, L, K, V = asdict(shape).values()
+    randn = partial(torch.randn, generator=generator, device=generator.device)
+    fused = randn(B, L, 2 * h * K + h * V).to(dtype)
+    q, k, v = (x.unflatten(-1, (h, -1)) for x in fused.split((h * K, h * K, h * V), dim=-1))  # [B, L, h, .]
+    return [q, k, v, *(F.logsigmoid(randn(B, L, 2, h, K)) / 16).unbind(2)]
+
+
+def contiguous_gla_inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> list[Tensor]:
+    return [x.contiguous() for x in gla_inputs(shape, dtype, generator)]
+
+
+def sdpa_inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> list[Tensor]:
+    """q, k, v [B, h, L, V]: attention of the same model width, h * V."""
+    size = (shape.B, shape.h, shape.L, shape.V)
+    return [torch.randn(size, generator=generator, device=generator.device).to(dtype) for _ in range(3)]
+
+
+def load_implementation(name: str) -> Operator:
+    if name not in IMPLEMENTATIONS:
+        raise UnavailableError("not available")
+    return partial(bidirectional_gla, impl=name)
+
+
+def load_compiled() -> Operator:
+    torch._dynamo.reset()
+
+    def chunk(q: Tensor, k: Tensor, v: Tensor, log_gate_fwd: Tensor, log_gate_bwd: Tensor) -> Tensor:
+        return bidirectional_gla(q, k, v, log_gate_fwd, log_gate_bwd, impl="chunk")
+
+    return torch.compile(chunk, dynamic=False)
+
+
+def load_fla() -> Operator:
+    """One direction of chunk_gla on the tensors, one on the reversed tensors; reversing them is part of the cost."""
+    try:
+        from fla.ops.gla import chunk_gla
+    except ImportError as error:
+        raise UnavailableError("not installed (pip install flash-linear-attention)") from error
+
+    def two_directions(q: Tensor, k: Tensor, v: Tensor, log_gate_fwd: Tensor, log_gate_bwd: Tensor) -> Tensor:
+        scale = q.shape[-1] ** -0.5
+        forward, _ = chunk_gla(q, k, v, g=log_gate_fwd, scale=scale)
+        backward, _ = chunk_gla(q.flip(1), k.flip(1), v.flip(1), g=log_gate_bwd.flip(1), scale=scale)
+        return (forward + backward.flip(1)) / 2
+
+    return two_directions
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    what: str
+    load: Callable[[], Operator]
+    make_inputs: Callable[[Shape, torch.dtype, torch.Generator], list[Tensor]]
+    is_gla: bool = True  # computes the function in question
+
+
+def from_registry(name: str, what: str) -> Contender:
+    return Contender(name, what, partial(load_implementation, name), gla_inputs)
+
+
+_CONTENDERS = (
+    from_registry("triton", "the fused kernels"),
+    from_registry("chunk", "the PyTorch form"),
+    Contender("chunk_compiled", "torch.compile of it; what cannot be compiled runs eagerly", load_compiled, gla_inputs),
+    Contender("fla", "flash-linear-attention's chunk_gla in two directions", load_fla, contiguous_gla_inputs),
+    Contender("sdpa", "attention (another function), as many tokens and channels", lambda: SDPA, sdpa_inputs, False),
+    from_registry("naive", "the definition, a loop over tokens"),
+)
+CONTENDERS = {contender.name: contender for contender in _CONTENDERS}
+GPU_CONTENDERS = ["triton", "chunk", "chunk_compiled", "fla", "sdpa"]
+CPU_CONTENDERS = ["naive", "chunk"]
+
+
+# ---- one call
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs of one call, leaves of autograd, and the gradient that comes back."""
+
+    inputs: list[Tensor]
+    grad_out: Tensor
+
+    @classmethod
+    def make(cls, contender: Contender, shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> "Case":
+        # A generator of its own: a failed graph capture can leave the default one unusable.
+        generator = torch.Generator(device).manual_seed(seed)
+        inputs = [x.detach().requires_grad_() for x in contender.make_inputs(shape, dtype, generator)]
+        grad_out = torch.randn(inputs[2].shape, generator=generator, device=device).to(dtype)
+        return cls(inputs, grad_out)
+
+    def double(self) -> "Case":
+        return Case([x.detach().double().requires_grad_() for x in self.inputs], self.grad_out.double())
+
+
+def call(operator: Operator, case: Case, mode: str) -> tuple[Tensor, ...]:
+    """The output, or the gradients of all inputs after it."""
+    if mode == FORWARD:
+        with torch.no_grad():
+            return (operator(*case.inputs),)
+    out = operator(*case.inputs)
+    return out.detach(), *torch.autograd.grad(out, case.inputs, case.grad_out)
+
+
+def storages(tensors: list[Tensor]) -> dict[int, int]:
+    """Bytes of each piece of memory that the tensors lie in, by address: views of one tensor count once."""
+    return {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+
+
+def floor_bytes(case: Case, mode: str) -> int:
+    """The least a call can move: inputs read, outputs written, and once more for the backward pass."""
+    ins, out = (sum(x.numel() * x.element_size() for x in tensors) for tensors in (case.inputs, [case.grad_out]))
+    return ins + out if mode == FORWARD else (ins + out) + (ins + out) + ins
+
+
+def kept_bytes(operator: Operator, case: Case) -> tuple[int, int]:
+    """Memory saved for the backward pass through autograd: (in the inputs themselves, beside them)."""
+    saved: list[Tensor] = []
+
+    def pack(x: Tensor) -> Tensor:
+        saved.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = operator(*case.inputs)
+    kept, given = storages(saved), storages(case.inputs)
+    del out
+    return tuple(sum(size for address, size in kept.items() if (address in given) == own) for own in (True, False))
+
+
+def peak_bytes(step: Step) -> int:
+    step()  # the libraries' workspaces for this stream are not the call's
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def relative_rms(x: Tensor, reference: Tensor) -> float:
+    return ((x.double() - reference).norm() / reference.norm()).item()
+
+
+# ---- time
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of a call; each sample is the mean of `calls` of them."""
+
+    median: float
+    min: float
+    max: float
+    samples: int
+    calls: int
+
+    @classmethod
+    def of(cls, samples: list[float], calls: int) -> "Times":
+        return cls(statistics.median(samples), min(samples), max(samples), len(samples), calls)
+
+
+@dataclass(frozen=True)
+class Effort:
+    repeats: int
+    min_seconds: float  # of a repeat
+
+
+def wall_times(steps: list[Step], synchronize: Callable[[], None], effort: Effort) -> Times:
+    def seconds(calls: int) -> float:
+        synchronize()
+        start = time.perf_counter()
+        for i in range(calls):
+            steps[i % len(steps)]()
+        synchronize()
+        return time.perf_counter() - start
+
+    seconds(1)
+    once = seconds(1)
+    calls = max(1, math.ceil(effort.min_seconds / once))
+    repeats = effort.repeats if once < 1 else min(effort.repeats, 3)
+    return Times.of([seconds(calls) / calls * 1e3 for _ in range(repeats)], calls)
+
+
+def event_times(run: Callable[[], object], calls: int, replays: int) -> Times:
+    """Device time of run(), which makes so many calls; runs queue up, so that the device never waits for Python."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
+    for _ in range(2):
+        run()
+    events[0].record()
+    for event in events[1:]:
+        run()
+        event.record()
+    torch.cuda.synchronize()
+    return Times.of([start.elapsed_time(end) / calls for start, end in pairwise(events)], calls)
+
+
+def capture(steps: list[Step], calls: int) -> torch.cuda.CUDAGraph:
+    """A graph of so many calls, the input sets in turn; each call keeps its results, in memory of its own."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = [steps[i % len(steps)]() for i in range(calls)]
+    del results
+    return graph
+
+
+def device_times(steps: list[Step], effort: Effort) -> tuple[Times, str, str]:
+    """Times, how they were taken, and why not by a graph."""
+
+    def measure(run: Callable[[], object], calls: int) -> Times:
+        ms = event_times(run, calls, 3).median * calls
+        replays = math.ceil(effort.repeats * effort.min_seconds * 1e3 / ms)
+        return event_times(run, calls, min(max(replays, effort.repeats), 1000))
+
+    calls = len(steps)
+    try:
+        graph = capture(steps, calls)
+        short_of = GRAPH_MS / event_times(graph.replay, 1, 3).median
+        if short_of > 1:  # so long that the gap between two replays does not count
+            calls *= min(math.ceil(short_of), math.ceil(MAX_GRAPH_CALLS / calls))
+            graph = capture(steps, calls)
+        return measure(graph.replay, calls), "graph", ""
+    except Exception as error:
+        torch.cuda.synchronize()
+        note = f"no graph: {short_reason(error)}"
+    return measure(lambda: [step() for step in steps], len(steps)), "events", note
+
+
+def warm_up(steps: list[Step]) -> None:
+    """Compile, tune and allocate, off the default stream as graph capture wants it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for step in (*steps, *steps[:3]):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second of a large copy on the device, read and written ones."""
+    if device.type == "cuda":
+        size = min(4 << 30, torch.cuda.mem_get_info(device)[0] // 4)
+        source = torch.ones(size, dtype=torch.uint8, device=device)
+        target = torch.empty_like(source)
+        times = event_times(lambda: target.copy_(source), 1, 20)
+    else:
+        source = torch.ones(256 << 20, dtype=torch.uint8)
+        target = torch.empty_like(source)
+        times = wall_times([lambda: (target.copy_(source),)], lambda: None, Effort(5, 0))
+    return 2 * source.numel() / times.median * 1e3
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeLimitError(f"over the time limit of {seconds:g} s")
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def short_reason(error: BaseException) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    text = (str(error).strip().splitlines() or [""])[0][:100]
+    return text if isinstance(error, UnavailableError | TimeLimitError) else f"{type(error).__name__}: {text}"
+
+
+# ---- results
+
+
+@dataclass
+class Result:
+    """A contender at one shape in one mode; with a `failure`, what was not measured before it is missing."""
+
+    contender: str
+    mode: str
+    shape: Shape
+    failure: str = ""
+    note: str = ""
+    time_ms: Times | None = None
+    timing: str = ""
+    eager_ms: Times | None = None
+    input_sets: int = 0
+    input_bytes: int = 0
+    floor_bytes: int = 0
+    copy_share: float | None = None  # like error, None for another function than GLA
+    error: float | None = None
+    accurate: bool | None = None
+    peak_bytes: int | None = None  # None on a CPU
+    kept_input_bytes: int | None = None  # None for the forward mode
+    kept_extra_bytes: int | None = None
+    kept_ratio: float | None = None  # of both to input_bytes
+    baseline: str = ""
+    time_over_baseline: float | None = None
+
+
+@dataclass
+class Benchmark:
+    device: torch.device
+    dtype: torch.dtype
+    effort: Effort
+    time_limit: float
+    bandwidth: float  # bytes a second
+    over_limit: dict[tuple[str, str], int] = field(default_factory=dict)  # (contender, mode) -> tokens
+
+    def run(self, contenders: list[Contender], shape: Shape, mode: str) -> list[Result]:
+        """All contenders at one shape, with their ratios."""
+        results = [self.try_to_measure(contender, shape, mode) for contender in contenders]
+        measured = {result.contender: result for result in results if not result.failure}
+        baseline = next((name for name in BASELINES if name in measured), "")
+        for result in measured.values() if baseline else ():
+            result.baseline = baseline
+            result.time_over_baseline = result.time_ms.median / measured[baseline].time_ms.median
+        return results
+
+    def try_to_measure(self, contender: Contender, shape: Shape, mode: str) -> Result:
+        result = Result(contender.name, mode, shape)
+        tokens = shape.B * shape.L
+        if tokens >= self.over_limit.get((contender.name, mode), math.inf):
+            result.failure = "left out: over the time limit with fewer tokens"
+            return result
+        try:
+            with time_limit(self.time_limit):
+                self.measure(result, contender)
+        except (Exception, TimeLimitError) as error:
+            result.failure = short_reason(error)
+            if isinstance(error, TimeLimitError):
+                self.over_limit[contender.name, mode] = tokens
+        return result
+
+    def measure(self, result: Result, contender: Contender) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what the contender before left
+        operator, shape, mode = contender.load(), result.shape, result.mode
+        if contender.is_gla:
+            result.error = self.error(operator, contender, shape, mode)
+            result.accurate = result.error <= MAX_ERROR[mode]  # False for NaN
+        case = self.case(contender, shape, seed=0)
+        result.input_bytes = sum(storages(case.inputs).values())
+        result.floor_bytes = floor_bytes(case, mode)
+        cases = [case, *(self.case(contender, shape, seed) for seed in range(1, self.input_sets(result.input_bytes)))]
+        result.input_sets = len(cases)
+        steps = [partial(call, operator, case, mode) for case in cases]
+
+        if self.device.type == "cuda":
+            warm_up(steps)
+            result.peak_bytes = peak_bytes(steps[0])
+            result.eager_ms = wall_times(steps, torch.cuda.synchronize, self.effort)
+            result.time_ms, result.timing, result.note = device_times(steps, self.effort)
+        else:
+            result.time_ms = result.eager_ms = wall_times(steps, lambda: None, self.effort)
+            result.timing = "wall"
+        if mode == BACKWARD:
+            result.kept_input_bytes, result.kept_extra_bytes = kept_bytes(operator, case)
+            result.kept_ratio = (result.kept_input_bytes + result.kept_extra_bytes) / result.input_bytes
+        if contender.is_gla:
+            result.copy_share = result.floor_bytes / (result.time_ms.median / 1e3) / self.bandwidth
+
+    def case(self, contender: Contender, shape: Shape, seed: int) -> Case:
+        return Case.make(contender, shape, self.dtype, self.device, seed)
+
+    def input_sets(self, set_bytes: int) -> int:
+        """So many that they exceed twice the L2 cache together."""
+        if self.device.type != "cuda":
+            return 1
+        cache = torch.cuda.get_device_properties(self.device).L2_cache_size
+        return min(max(1, math.ceil(2 * cache / set_bytes)), MAX_INPUT_SETS)
+
+    def error(self, operator: Operator, contender: Contender, shape: Shape, mode: str) -> float:
+        """Of the output; with the backward pass, of the worst gradient."""
+        case = self.case(contender, Shape(1, shape.h, min(shape.L, 512), shape.K, shape.V), seed=0)
+        expected = call(partial(bidirectional_gla, impl="chunk"), case.double(), mode)
+        errors = [relative_rms(x, reference) for x, reference in zip(call(operator, case, mode), expected)]
+        checked = errors if mode == FORWARD else errors[1:]
+        return math.nan if any(map(math.isnan, checked)) else max(checked)
+
+
+# ---- output
+
+
+def format_ms(ms: float) -> str:
+    return f"{ms:.{4 if ms < 0.1 else 3 if ms < 10 else 1}f}"
+
+
+def format_ratio(result: Result) -> str:
+    ratio = result.time_over_baseline
+    if ratio is None or result.contender == result.baseline:
+        return "-"
+    return f"{ratio:.2f}x slower" if ratio >= 1 else f"{1 / ratio:.2f}x faster"
+
+
+def optional(form: str, value: float | None) -> str:
+    return "-" if value is None else form.format(value)
+
+
+COLUMNS: dict[str, Callable[[Result], str]] = {
+    "time ms": lambda r: format_ms(r.time_ms.median),
+    "timing": lambda r: r.timing,
+    "eager ms": lambda r: "-" if r.timing == "wall" else format_ms(r.eager_ms.median),
+    "copy bw": lambda r: optional("{:.1%}", r.copy_share),
+    "peak MB": lambda r: optional("{:.1f}", r.peak_bytes and r.peak_bytes / 1e6),
+    "kept": lambda r: optional("{:.2f}x", r.kept_ratio),
+    "error": lambda r: optional("{:.1e}", r.error),
+}
+
+
+def format_table(results: list[Result]) -> str:
+    """Contenders of one shape and mode; one that failed is a line with the reason."""
+    baseline = next((result.baseline for result in results if result.baseline), "")
+    columns = {**COLUMNS, f"vs {baseline}": format_ratio} if baseline else COLUMNS
+    cells = [[title, *("" if r.failure else cell(r) for r in results)] for title, cell in columns.items()]
+    cells = [column for column in cells if set(column[1:]) - {"", "-"}]
+    padded = [[text.rjust(max(map(len, column))) for text in column] for column in cells]
+    names = max(len(name) for name in (BACKWARD, *CONTENDERS))
+    lines = ["  ".join([f"  {results[0].mode:{names}}", *(column[0] for column in padded)])]
+    for i, result in enumerate(results, 1):
+        rest = [result.failure] if result.failure else [*(column[i] for column in padded), result.note]
+        lines.append("  ".join([f"  {result.contender:{names}}", *rest]).rstrip())
+    return "\n".join(lines)
+
+
+# Contrast to white at least 3, and apart from each other (OKLab) for the colour-blind too; both forms of `chunk` share
+# a colour.
+LINES = {
+    "triton": dict(color="#0072B2", marker="o"),
+    "chunk": dict(color="#D55E00", marker="s"),
+    "chunk_compiled": dict(color="#D55E00", marker="D", linestyle="--"),
+    "fla": dict(color="#08A782", marker="^"),
+    "sdpa": dict(color="#9B1D6C", marker="v"),
+    "naive": dict(color="#000000", marker="x", linestyle=":"),
+}
+
+
+def draw_plot(results: list[Result], title: str, path: Path) -> None:
+    """Time against L, a panel a mode and a line a contender."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), sharex=True, sharey=True, layout="constrained")
+    lengths = sorted({result.shape.L for result in results})
+    for panel, mode in zip(panels, (FORWARD, BACKWARD)):
+        for name, line in LINES.items():
+            points = [r for r in results if (r.contender, r.mode) == (name, mode) and not r.failure]
+            if points:
+                panel.plot([r.shape.L for r in points], [r.time_ms.median for r in points], label=name, lw=2, **line)
+        panel.set(title=mode, xlabel="sequence length L (tokens)", xscale="log", yscale="log")
+        panel.set_xticks(lengths, [f"{L}" if L % 1024 else f"{L // 1024}k" for L in lengths])
+        panel.xaxis.minorticks_off()
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.grid(color="0.88")
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(loc="upper left")
+    clock = "wall" if any(result.timing == "wall" for result in results) else "device"
+    panels[0].set_ylabel(f"{clock} time of a call (ms)")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def write_json(path: Path, machine: dict[str, str], bandwidth: float, results: list[Result]) -> None:
+    def plain(value: object) -> object:
+        """JSON has no NaN and no infinity."""
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    rows = [plain(asdict(result)) for result in results]
+    path.write_text(json.dumps({"machine": machine, "copy_bytes_per_second": bandwidth, "results": rows}, indent=1))
+
+
+def describe_machine(device: torch.device, dtype: str) -> dict[str, str]:
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        info = Path("/proc/cpuinfo")
+        models = re.findall(r"model name\s*: (.+)", info.read_text()) if info.is_file() else []
+        name = f"{models[0] if models else 'CPU'}, threads: {torch.get_num_threads()}"
+    machine = {"device": name, "dtype": dtype, "python": platform.python_version(), "torch": torch.__version__}
+    for package in ("triton", "flash-linear-attention"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            machine[package] = importlib.metadata.version(package)
+    return machine
+
+
+# ---- command line
+
+
+def parse_sizes(text: str) -> list[int]:
+    sizes = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if not all(sizes):
+        raise argparse.ArgumentTypeError(f"expected whole numbers above 0 with commas between, got {text!r}")
+    return sizes
+
+
+def parse_shape(text: str) -> Shape:
+    sizes = parse_sizes(text)
+    if len(sizes) != 5:
+        raise argparse.ArgumentTypeError(f"expected B,h,L,K,V such as 4,6,4096,32,64, got {text!r}")
+    return Shape(*sizes)
+
+
+def parse_contenders(text: str) -> list[Contender]:
+    names = text.split(",")
+    unknown = [name for name in names if name not in CONTENDERS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no contender {', '.join(unknown)}: expected any of {', '.join(CONTENDERS)}")
+    return [CONTENDERS[name] for name in names]
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    listed = "\n".join(f"  {contender.name:14}  {contender.what}" for contender in CONTENDERS.values())
+    parser = argparse.ArgumentParser(
+        description=__doc__.replace("{contenders}", listed), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    defaults = f"default: {','.join(GPU_CONTENDERS)}; on a CPU {','.join(CPU_CONTENDERS)}"
+    limit = "for one contender at one shape in one mode, compiling included (default: 300)"
+    parser.add_argument("--contenders", type=parse_contenders, metavar="NAME,..", help=defaults)
+    parser.add_argument("--shapes", type=parse_shape, nargs="+", metavar="B,h,L,K,V", help="default: the models' sizes")
+    parser.add_argument("--sweep", action="store_true", help="B=1, h=6, K=32, V=64 and L from 256 to 65536")
+    parser.add_argument("--sweep-lengths", type=parse_sizes, metavar="L,..", help="the sweep with these L")
+    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: the GPU where there is one")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of q, k and v (default: bf16; on a CPU fp32)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="samples of a time (default: 10)")
+    parser.add_argument("--min-seconds", type=float, metavar="S", help="length of a sample (default: 0.05)")
+    parser.add_argument("--quick", action="store_true", help="3 repeats of 0.01 s")
+    parser.add_argument("--time-limit", type=float, default=300, metavar="S", help=limit)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers, updated after every shape")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the sweep")
+    args = parser.parse_args(argv)
+
+    args.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on_gpu = args.device.type == "cuda"
+    args.dtype = args.dtype or ("bf16" if on_gpu else "fp32")
+    args.contenders = args.contenders or [CONTENDERS[name] for name in (GPU_CONTENDERS if on_gpu else CPU_CONTENDERS)]
+    args.repeats = (3 if args.quick else 10) if args.repeats is None else args.repeats
+    args.min_seconds = (0.01 if args.quick else 0.05) if args.min_seconds is None else args.min_seconds
+    lengths = args.sweep_lengths or (SWEEP_LENGTHS if args.sweep else [])
+    args.sweep_shapes = [Shape(1, 6, L, 32, 64) for L in sorted(set(lengths))]
+    args.shapes = args.shapes or ([] if lengths else [*(GPU_SHAPES if on_gpu else CPU_SHAPES)])
+
+    if on_gpu and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here; --device cpu works everywhere")
+    if min(args.repeats, args.min_seconds, args.time_limit) <= 0:
+        parser.error("--repeats, --min-seconds and --time-limit must be above 0")
+    if args.plot and not lengths:
+        parser.error("--plot draws time against L: add --sweep or --sweep-lengths")
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install matplotlib")
+    if args.plot and args.plot.suffix != ".png":
+        parser.error(f"--plot {args.plot}: expected a name that ends in .png")
+    for path in (args.json, args.plot):
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            parser.error(f"{path}: expected a file in a folder that exists")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    machine = describe_machine(args.device, args.dtype)
+    bandwidth = copy_bandwidth(args.device)
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    print(f"copy bandwidth {bandwidth / 1e9:.0f} GB/s (bytes read and written)")
+
+    effort = Effort(args.repeats, args.min_seconds)
+    benchmark = Benchmark(args.device, DTYPES[args.dtype], effort, args.time_limit, bandwidth)
+    results: list[Result] = []
+    for shape in (*args.shapes, *args.sweep_shapes):
+        print(f"\n{shape}")
+        for mode in (FORWARD, BACKWARD):
+            measured = benchmark.run(args.contenders, shape, mode)
+            print(format_table(measured), flush=True)
+            results += measured
+        if args.json:
+            write_json(args.json, machine, bandwidth, results)
+    if args.plot:
+        swept = [result for result in results if result.shape in args.sweep_shapes]
+        draw_plot(swept, f"Bidirectional GLA, B=1 h=6 K=32 V=64, {args.dtype}\n{machine['device']}", args.plot)
+
+    wrong = [result for result in results if result.accurate is False]
+    for r in wrong:
+        print(f"error: {r.contender} is wrong at {r.shape}, {r.mode}: relative error {r.error:.1e}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
