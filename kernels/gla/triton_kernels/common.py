@@ -1,0 +1,144 @@
+"""What the kernels share: products on the matrix unit, and loading a chunk."""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+# 2 to anything below is 0 in float32; keeps sums of the most negative floats finite.
+CLOSED = tl.constexpr(-1000.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Products. The matrix unit multiplies bfloat16 exactly and adds in float32, so a float32 operand goes in as the sum of
+# 1, 2 or 3 bfloat16 terms (8, 16 or 24 bits). Sums over tokens are products with a matrix of 0 and 1.
+
+
+@triton.jit
+def dot(a, b, A_TERMS: tl.constexpr, B_TERMS: tl.constexpr):
+    """a b with a in A_TERMS and b in B_TERMS terms, those products left out that are too small to matter."""
+    if A_TERMS == 1:
+        a_1 = a.to(tl.bfloat16)
+    else:
+        a_1, a_2, a_3 = _split(a.to(tl.float32), A_TERMS)
+    if B_TERMS == 1:
+        b_1 = b.to(tl.bfloat16)
+    else:
+        b_1, b_2, b_3 = _split(b.to(tl.float32), B_TERMS)
+    c = _dot_add(tl.zeros([a.shape[0], b.shape[1]], tl.float32), a_1, b_1)
+    if A_TERMS > 1:
+        c = _dot_add(c, a_2, b_1)
+    if B_TERMS > 1:
+        c = _dot_add(c, a_1, b_2)
+    if A_TERMS > 2:
+        c = _dot_add(c, a_3, b_1)
+    if B_TERMS > 2:
+        c = _dot_add(c, a_1, b_3)
+    if (A_TERMS > 2) & (B_TERMS > 2):
+        c = _dot_add(c, a_2, b_2)
+    return c
+
+
+@triton.jit
+def _split(x, TERMS: tl.constexpr):
+    """Two or three bfloat16 terms that add up to x: the upper half of its bits, then what is left."""
+    high = _upper_half(x)
+    low = x - high
+    if TERMS == 2:
+        middle = low
+    else:
+        middle = _upper_half(low)
+    return high.to(tl.bfloat16), middle.to(tl.bfloat16), (low - middle).to(tl.bfloat16)
+
+
+@triton.jit
+def _upper_half(x):
+    return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+
+
+# Triton's interpreter does not multiply bfloat16: there the same numbers are float32.
+INTERPRETED = not isinstance(_split, triton.JITFunction)
+OPERAND = tl.constexpr(tl.float32 if INTERPRETED else tl.bfloat16)
+
+
+@triton.jit
+def _dot_add(c, a, b):
+    return tl.dot(a.to(OPERAND), b.to(OPERAND), c)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading
+
+
+@triton.jit
+def program(slot, N, h):
+    """Image, chunk and head of a slot; heads are neighbours."""
+    return (slot // (N * h)).to(tl.int64), (slot // h) % N, slot % h
+
+
+@triton.jit
+def load(base, rows, cols, stride, row_ok, col_ok):
+    """[rows, cols] with zeros where a mask says no."""
+    return tl.load(base + rows[:, None] * stride + cols[None, :], mask=row_ok[:, None] & col_ok[None, :], other=0.0)
+
+
+@triton.jit
+def store(base, rows, cols, stride, row_ok, col_ok, x):
+    x = x.to(base.dtype.element_ty)
+    tl.store(base + rows[:, None] * stride + cols[None, :], x, mask=row_ok[:, None] & col_ok[None, :])
+
+
+@triton.jit
+def is_token(local, first, L, sizes, b, width, HAS_SIZES: tl.constexpr):
+    """Which rows of a chunk are tokens: not past the end and, with sizes, inside the valid rectangle of their image."""
+    ok = local < L - first
+    if HAS_SIZES:
+        rows = first + local
+        ok = ok & (rows // width < tl.load(sizes + 2 * b)) & (rows % width < tl.load(sizes + 2 * b + 1))
+    return ok
+
+
+@triton.jit
+def load_gates(base, rows, cols, stride, row_ok, col_ok):
+    """Log-gates of base 2 in float32, closed ones finite; open (0) where a mask says no."""
+    gates = load(base, rows, cols, stride, row_ok, col_ok).to(tl.float32)
+    return tl.maximum(gates * LOG2_E, CLOSED)
+
+
+@triton.jit
+def load_neighbour_gates(
+    gates_f, gates_b, gf_l, gb_l, local, cols, col_ok, first, L, sizes, b, width,
+    C: tl.constexpr, HAS_SIZES: tl.constexpr,
+):  # fmt: skip
+    """Forward gates of each row's successor, backward gates of its predecessor; open beyond the chunk."""
+    after_ok = is_token(local + 1, first, L, sizes, b, width, HAS_SIZES) & (local + 1 < C)
+    before_ok = is_token(local - 1, first, L, sizes, b, width, HAS_SIZES) & (local > 0)
+    gf = load_gates(gates_f, local + 1, cols, gf_l, after_ok, col_ok)
+    gb = load_gates(gates_b, local - 1, cols, gb_l, before_ok, col_ok)
+    return gf, gb
+
+
+@triton.jit
+def load_segments(segments, local, first, L, C: tl.constexpr):
+    """Sequence numbers of the rows, of the tokens before and after the chunk and of its first and last token."""
+    last = tl.minimum(first + C, L) - 1
+    own = tl.load(segments + first + local, mask=local < L - first, other=-3)
+    before = tl.load(segments + first - 1, mask=first > 0, other=-1)
+    after = tl.load(segments + last + 1, mask=last + 1 < L, other=-2)
+    return own, before, after, tl.load(segments + first), tl.load(segments + last)
+
+
+@triton.jit
+def same_segment(segments, local, first, L):
+    """Which pairs of rows belong to one sequence, [C, C]."""
+    own_i = tl.load(segments + first + local, mask=local < L - first, other=-3)
+    own_j = tl.load(segments + first + local, mask=local < L - first, other=-3)
+    return own_i[:, None] == own_j[None, :]
+
+
+@triton.jit
+def decaying(segments, local, first, L, own, row_ok):
+    """Rows whose forward, and whose backward, gate decays anything: those with a neighbour in their own sequence."""
+    in_row = local < L - first
+    previous = tl.load(segments + first + local - 1, mask=in_row & (first + local > 0), other=-1)
+    following = tl.load(segments + first + local + 1, mask=local + 1 < L - first, other=-2)
+    return row_ok & (own == previous), row_ok & (own == following)

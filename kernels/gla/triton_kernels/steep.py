@@ -1,0 +1,317 @@
+"""Outputs and gradients of steep chunks.
+
+Blocks of 2m tokens, m = 1, 2, .. C / 2, with their middle as the reference point of the pairs across it.
+"""
+
+import triton
+import triton.language as tl
+
+from .common import (
+    decaying,
+    dot,
+    is_token,
+    load,
+    load_gates,
+    load_neighbour_gates,
+    load_segments,
+    program,
+    same_segment,
+    store,
+)
+
+
+@triton.jit
+def _level(gf, gb, local, level):
+    """Halves of blocks of 2m = 2 ** (level + 1) tokens: decays of queries and keys to the middle of their block.
+
+    Returns the factors of queries and keys [C, K]; the pairs that meet at this level and the sums that made the
+    factors, as 0/1 matrices [C, C] (sum = matrix @ gates); whether a row lies in a right half.
+    """
+    i, j = local[:, None], local[None, :]
+    right = ((local >> level) & 1) == 1
+    same_half = (i >> level) == (j >> level)
+    pairs = ((i >> (level + 1)) == (j >> (level + 1))) & (same_half == 0)
+    sums_f = tl.where(same_half & tl.where(right[:, None], j <= i, j > i), 1.0, 0.0)
+    sums_b = tl.where(same_half & tl.where(right[:, None], j < i, j >= i), 1.0, 0.0)
+    decay_f, decay_b = tl.exp2(dot(sums_f, gf, 1, 3)), tl.exp2(dot(sums_b, gb, 1, 3))
+    of_q = tl.where(right[:, None], decay_f, decay_b)
+    of_k = tl.where(right[:, None], decay_b, decay_f)
+    return of_q, of_k, pairs, sums_f, sums_b, right
+
+
+@triton.jit
+def _steep_scores(q, k, gf, gb, local, C: tl.constexpr, SCORE_TERMS: tl.constexpr, TERMS: tl.constexpr):
+    """Decayed q k^T of one chunk, [C, C]: forward gates below the diagonal, backward gates above, twice q k on it."""
+    scores = tl.where(local[:, None] == local[None, :], 2 * tl.sum(q * k, 1)[:, None], 0.0)
+    level = 0
+    while (1 << level) < C:
+        of_q, of_k, pairs, _, _, _ = _level(gf, gb, local, level)
+        scores += tl.where(pairs, dot(q * of_q, tl.trans(k * of_k), SCORE_TERMS, TERMS), 0.0)
+        level += 1
+    return scores
+
+
+@triton.jit
+def _steep_score_gradients(
+    q, k, gf, gb, dscores, local, C: tl.constexpr, TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr
+):
+    """From the gradient of the scores: those of q, k and of both log-gates, as far as pairs inside the chunk go."""
+    diagonal = 2 * tl.sum(tl.where(local[:, None] == local[None, :], dscores, 0.0), 1)[:, None]
+    dq, dk = diagonal * k, diagonal * q
+    dgf, dgb = tl.zeros_like(q), tl.zeros_like(q)
+    level = 0
+    while (1 << level) < C:
+        of_q, of_k, pairs, sums_f, sums_b, right = _level(gf, gb, local, level)
+        ds = tl.where(pairs, dscores, 0.0)
+        dq_m = dot(ds, k * of_k, TERMS, SCORE_TERMS) * of_q
+        dk_m = dot(tl.trans(ds), q * of_q, TERMS, SCORE_TERMS) * of_k
+        dq += dq_m
+        dk += dk_m
+        # Each factor hands its gradient to the gates in its sum: additions only.
+        to_f = tl.where(right[:, None], dq_m * q, dk_m * k)
+        to_b = tl.where(right[:, None], dk_m * k, dq_m * q)
+        dgf += dot(tl.trans(sums_f), to_f, 1, 3)
+        dgb += dot(tl.trans(sums_b), to_b, 1, 3)
+        level += 1
+    return dq, dk, dgf, dgb
+
+
+@triton.jit
+def _steep_chunks(steep, start, total, TILES: tl.constexpr, ALL: tl.constexpr):
+    """Whether any of the 64 chunks that this program looks after from `start` on is steep."""
+    index = start + tl.num_programs(0) * tl.arange(0, 64)
+    found = index < 0
+    for tile in range(TILES):
+        found = found | (tl.load(steep + index * TILES + tile, mask=index < total, other=0) != 0)
+    return ALL | (tl.max(found.to(tl.int32)) > 0)
+
+
+@triton.jit
+def _is_steep(steep, slot, TILES: tl.constexpr, ALL: tl.constexpr):
+    found = tl.load(steep + slot * TILES) != 0
+    for tile in range(1, TILES):
+        found = found | (tl.load(steep + slot * TILES + tile) != 0)
+    return ALL | found
+
+
+@triton.jit(do_not_specialize=["L", "N", "width", "total"])
+def steep_outputs(
+    q, k, v, gates_f, gates_b, states, out, segments, sizes,
+    L, N, h, width, scale,
+    q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h, steep, total,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, TILES: tl.constexpr,
+    HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr, ALL: tl.constexpr,
+    TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr,
+):  # fmt: skip
+    """`outputs` for steep chunks, or for ALL; any K and V, in tiles of BK and BV. A program looks for its chunks."""
+    for start in range(tl.program_id(0), total, 64 * tl.num_programs(0)):
+        if _steep_chunks(steep, start, total, TILES, ALL):
+            for slot in range(start, tl.minimum(total, start + 64 * tl.num_programs(0)), tl.num_programs(0)):
+                if _is_steep(steep, slot, TILES, ALL):
+                    _steep_outputs(
+                        slot, q, k, v, gates_f, gates_b, states, out, segments, sizes, L, N, h, width, scale,
+                        q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h,
+                        K, V, C, BK, BV, HAS_SEGMENTS, HAS_SIZES, TERMS, SCORE_TERMS,
+                    )  # fmt: skip
+
+
+@triton.jit
+def _steep_outputs(
+    slot, q, k, v, gates_f, gates_b, states, out, segments, sizes, L, N, h, width, scale,
+    q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr, TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr,
+):  # fmt: skip
+    b, n, head = program(slot, N, h)
+    first = n * C
+    local = tl.arange(0, C)
+    row_ok = is_token(local, first, L, sizes, b, width, HAS_SIZES)
+    states_f = states + ((b * h + head) * 2 * N + n) * V * K
+    states_b = states_f + N.to(tl.int64) * V * K
+    q += b * q_b + head * q_h + first.to(tl.int64) * q_l
+    k += b * k_b + head * k_h + first.to(tl.int64) * k_l
+    v += b * v_b + head * v_h + first.to(tl.int64) * v_l
+    gates_f += b * gf_b + head * gf_h + first.to(tl.int64) * gf_l
+    gates_b += b * gb_b + head * gb_h + first.to(tl.int64) * gb_l
+    if HAS_SEGMENTS:
+        own, before, after, _, _ = load_segments(segments, local, first, L, C)
+
+    scores = tl.zeros([C, C], tl.float32)
+    for tile in range(tl.cdiv(K, BK)):
+        cols = tile * BK + tl.arange(0, BK)
+        col_ok = cols < K
+        q_i = load(q, local, cols, q_l, row_ok, col_ok).to(tl.float32)
+        k_i = load(k, local, cols, k_l, row_ok, col_ok).to(tl.float32)
+        gf = load_gates(gates_f, local, cols, gf_l, row_ok, col_ok)
+        gb = load_gates(gates_b, local, cols, gb_l, row_ok, col_ok)
+        scores += _steep_scores(q_i, k_i, gf, gb, local, C, SCORE_TERMS, TERMS)
+    if HAS_SEGMENTS:
+        scores = tl.where(same_segment(segments, local, first, L), scores, 0.0)
+    for vtile in range(tl.cdiv(V, BV)):
+        vcols = vtile * BV + tl.arange(0, BV)
+        vcol_ok = vcols < V
+        o = dot(scores, load(v, local, vcols, v_l, row_ok, vcol_ok), TERMS, TERMS)
+        for tile in range(tl.cdiv(K, BK)):
+            cols = tile * BK + tl.arange(0, BK)
+            col_ok = cols < K
+            q_i = load(q, local, cols, q_l, row_ok, col_ok).to(tl.float32)
+            gf = load_gates(gates_f, local, cols, gf_l, row_ok, col_ok)
+            gb = load_gates(gates_b, local, cols, gb_l, row_ok, col_ok)
+            q_f, q_r = q_i * tl.exp2(tl.cumsum(gf, 0)), q_i * tl.exp2(tl.cumsum(gb, 0, reverse=True))
+            if HAS_SEGMENTS:
+                q_f = tl.where((own == before)[:, None], q_f, 0.0)
+                q_r = tl.where((own == after)[:, None], q_r, 0.0)
+            o += dot(q_f, tl.trans(load(states_f, vcols, cols, K, vcol_ok, col_ok)), SCORE_TERMS, TERMS)
+            o += dot(q_r, tl.trans(load(states_b, vcols, cols, K, vcol_ok, col_ok)), SCORE_TERMS, TERMS)
+        out_i = out + ((b * L + first) * h + head) * V
+        store(out_i, local, vcols, h * V, local < L - first, vcol_ok, o * scale)
+
+
+@triton.jit(do_not_specialize=["L", "N", "width", "total"])
+def steep_gradients(
+    q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dv, dgates_f, dgates_b, segments, sizes,
+    L, N, h, width, scale,
+    q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h, do_b, do_l, do_h, steep, total,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, TILES: tl.constexpr,
+    HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr, ALL: tl.constexpr,
+    TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr,
+):  # fmt: skip
+    """`gradients` for steep chunks, or for ALL; any K and V, in tiles of BK and BV. A program looks for its chunks."""
+    for start in range(tl.program_id(0), total, 64 * tl.num_programs(0)):
+        if _steep_chunks(steep, start, total, TILES, ALL):
+            for slot in range(start, tl.minimum(total, start + 64 * tl.num_programs(0)), tl.num_programs(0)):
+                if _is_steep(steep, slot, TILES, ALL):
+                    _steep_gradients(
+                        slot, q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dv, dgates_f, dgates_b,
+                        segments, sizes, L, N, h, width, scale,
+                        q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h,
+                        do_b, do_l, do_h, K, V, C, BK, BV, HAS_SEGMENTS, HAS_SIZES, TERMS, SCORE_TERMS,
+                    )  # fmt: skip
+
+
+@triton.jit
+def _steep_gradients(
+    slot, q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dv, dgates_f, dgates_b, segments, sizes,
+    L, N, h, width, scale,
+    q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h, do_b, do_l, do_h,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr, TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr,
+):  # fmt: skip
+    b, n, head = program(slot, N, h)
+    first = n * C
+    local = tl.arange(0, C)
+    row_ok = is_token(local, first, L, sizes, b, width, HAS_SIZES)
+    store_ok = local < L - first
+    states_f = ((b * h + head) * 2 * N + n) * V * K
+    states_b = states_f + N.to(tl.int64) * V * K
+    keys = ((b * L + first) * h + head) * K
+    q += b * q_b + head * q_h + first.to(tl.int64) * q_l
+    k += b * k_b + head * k_h + first.to(tl.int64) * k_l
+    v += b * v_b + head * v_h + first.to(tl.int64) * v_l
+    do += b * do_b + head * do_h + first.to(tl.int64) * do_l
+    gates_f += b * gf_b + head * gf_h + first.to(tl.int64) * gf_l
+    gates_b += b * gb_b + head * gb_h + first.to(tl.int64) * gb_l
+    gate_f_ok, gate_b_ok = row_ok, row_ok
+    if HAS_SEGMENTS:
+        own, before, after, first_own, last_own = load_segments(segments, local, first, L, C)
+        gate_f_ok, gate_b_ok = decaying(segments, local, first, L, own, row_ok)
+
+    # The scores and their gradient, from all of K and all of V
+    scores = tl.zeros([C, C], tl.float32)
+    for tile in range(tl.cdiv(K, BK)):
+        cols = tile * BK + tl.arange(0, BK)
+        col_ok = cols < K
+        q_i = load(q, local, cols, q_l, row_ok, col_ok).to(tl.float32)
+        k_i = load(k, local, cols, k_l, row_ok, col_ok).to(tl.float32)
+        gf = load_gates(gates_f, local, cols, gf_l, row_ok, col_ok)
+        gb = load_gates(gates_b, local, cols, gb_l, row_ok, col_ok)
+        scores += _steep_scores(q_i, k_i, gf, gb, local, C, SCORE_TERMS, TERMS)
+    dscores = tl.zeros([C, C], tl.float32)
+    for vtile in range(tl.cdiv(V, BV)):
+        vcols = vtile * BV + tl.arange(0, BV)
+        v_i = load(v, local, vcols, v_l, row_ok, vcols < V)
+        do_i = load(do, local, vcols, do_l, row_ok, vcols < V)
+        dscores += dot(do_i, tl.trans(v_i), TERMS, TERMS)
+    dscores *= scale
+    if HAS_SEGMENTS:
+        same = same_segment(segments, local, first, L)
+        scores, dscores = tl.where(same, scores, 0.0), tl.where(same, dscores, 0.0)
+    scores_t = tl.trans(scores)
+
+    # dv, tile by tile of V
+    for vtile in range(tl.cdiv(V, BV)):
+        vcols = vtile * BV + tl.arange(0, BV)
+        vcol_ok = vcols < V
+        dv_i = dot(scores_t, load(do, local, vcols, do_l, row_ok, vcol_ok), TERMS, TERMS)
+        for tile in range(tl.cdiv(K, BK)):
+            cols = tile * BK + tl.arange(0, BK)
+            col_ok = cols < K
+            k_i = load(k, local, cols, k_l, row_ok, col_ok).to(tl.float32)
+            gf, gb = load_neighbour_gates(
+                gates_f, gates_b, gf_l, gb_l, local, cols, col_ok, first, L, sizes, b, width, C, HAS_SIZES
+            )
+            k_f, k_r = k_i * tl.exp2(tl.cumsum(gf, 0, reverse=True)), k_i * tl.exp2(tl.cumsum(gb, 0))
+            if HAS_SEGMENTS:
+                k_f = tl.where((own == last_own)[:, None], k_f, 0.0)
+                k_r = tl.where((own == first_own)[:, None], k_r, 0.0)
+            dv_i += dot(k_f, tl.trans(load(dstates + states_f, vcols, cols, K, vcol_ok, col_ok)), SCORE_TERMS, TERMS)
+            dv_i += dot(k_r, tl.trans(load(dstates + states_b, vcols, cols, K, vcol_ok, col_ok)), SCORE_TERMS, TERMS)
+        dv_tile = dv + ((b * L + first) * h + head) * V
+        store(dv_tile, local, vcols, h * V, store_ok, vcol_ok, dv_i * scale)
+
+    # dq, dk and the gates, tile by tile of K
+    for tile in range(tl.cdiv(K, BK)):
+        cols = tile * BK + tl.arange(0, BK)
+        col_ok = cols < K
+        q_i = load(q, local, cols, q_l, row_ok, col_ok).to(tl.float32)
+        k_i = load(k, local, cols, k_l, row_ok, col_ok).to(tl.float32)
+        gf = load_gates(gates_f, local, cols, gf_l, row_ok, col_ok)
+        gb = load_gates(gates_b, local, cols, gb_l, row_ok, col_ok)
+        dq_i, dk_i, dgf, dgb = _steep_score_gradients(q_i, k_i, gf, gb, dscores, local, C, TERMS, SCORE_TERMS)
+
+        # Gradients of the decayed queries and keys that meet the states
+        dq_f, dq_r = tl.zeros([C, BK], tl.float32), tl.zeros([C, BK], tl.float32)
+        dk_f, dk_r = tl.zeros([C, BK], tl.float32), tl.zeros([C, BK], tl.float32)
+        across_f, across_b = tl.zeros([BK], tl.float32), tl.zeros([BK], tl.float32)
+        for vtile in range(tl.cdiv(V, BV)):
+            vcols = vtile * BV + tl.arange(0, BV)
+            vcol_ok = vcols < V
+            v_i = load(v, local, vcols, v_l, row_ok, vcol_ok)
+            do_i = load(do, local, vcols, do_l, row_ok, vcol_ok)
+            s_f = load(states + states_f, vcols, cols, K, vcol_ok, col_ok)
+            s_b = load(states + states_b, vcols, cols, K, vcol_ok, col_ok)
+            ds_f = load(dstates + states_f, vcols, cols, K, vcol_ok, col_ok)
+            ds_b = load(dstates + states_b, vcols, cols, K, vcol_ok, col_ok)
+            dq_f += dot(do_i, s_f, TERMS, TERMS)
+            dq_r += dot(do_i, s_b, TERMS, TERMS)
+            dk_f += dot(v_i, ds_f, TERMS, TERMS)
+            dk_r += dot(v_i, ds_b, TERMS, TERMS)
+            across_f += tl.sum(s_f.to(tl.float32) * ds_f.to(tl.float32), 0)
+            across_b += tl.sum(s_b.to(tl.float32) * ds_b.to(tl.float32), 0)
+
+        dq_f *= tl.exp2(tl.cumsum(gf, 0)) * scale
+        dq_r *= tl.exp2(tl.cumsum(gb, 0, reverse=True)) * scale
+        across_f *= tl.exp2(tl.sum(gf, 0)) * scale
+        across_b *= tl.exp2(tl.sum(gb, 0)) * scale
+        gf, gb = load_neighbour_gates(
+            gates_f, gates_b, gf_l, gb_l, local, cols, col_ok, first, L, sizes, b, width, C, HAS_SIZES
+        )
+        dk_f *= tl.exp2(tl.cumsum(gf, 0, reverse=True)) * scale
+        dk_r *= tl.exp2(tl.cumsum(gb, 0)) * scale
+        if HAS_SEGMENTS:
+            dq_f = tl.where((own == before)[:, None], dq_f, 0.0)
+            dq_r = tl.where((own == after)[:, None], dq_r, 0.0)
+            dk_f = tl.where((own == last_own)[:, None], dk_f, 0.0)
+            dk_r = tl.where((own == first_own)[:, None], dk_r, 0.0)
+            across_f = tl.where(before == last_own, across_f, 0.0)
+            across_b = tl.where(after == first_own, across_b, 0.0)
+        dq_i += dq_f + dq_r
+        dk_i += dk_f + dk_r
+        # A gate decays the queries after it, the keys before it, and the state that passes through the whole chunk.
+        from_k_f, from_k_r = k_i * dk_f, k_i * dk_r
+        dgf += tl.cumsum(q_i * dq_f, 0, reverse=True) + tl.cumsum(from_k_f, 0) - from_k_f + across_f[None, :]
+        dgb += tl.cumsum(q_i * dq_r, 0) + tl.cumsum(from_k_r, 0, reverse=True) - from_k_r + across_b[None, :]
+        store(dq + keys, local, cols, h * K, store_ok, col_ok, tl.where(row_ok[:, None], dq_i, 0.0))
+        store(dk + keys, local, cols, h * K, store_ok, col_ok, tl.where(row_ok[:, None], dk_i, 0.0))
+        store(dgates_f + keys, local, cols, h * K, store_ok, col_ok, tl.where(gate_f_ok[:, None], dgf, 0.0))
+        store(dgates_b + keys, local, cols, h * K, store_ok, col_ok, tl.where(gate_b_ok[:, None], dgb, 0.0))
