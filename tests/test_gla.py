@@ -183,15 +183,21 @@ def test_views_of_fused_projections_give_the_same():
         assert torch.equal(view, contiguous)
 
 
-@pytest.mark.parametrize("arrange", ["expanded", "transposed", "strided"])
-def test_any_strides_give_the_same_and_inputs_stay_as_they_are(arrange):
-    inputs = make_inputs(2, 70, 3, 5, 12)
-    if arrange == "expanded":
-        views = [x[:1].expand(2, -1, -1, -1) for x in inputs]
-    elif arrange == "transposed":
-        views = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
-    else:
-        views = [torch.stack((x, x + 1), -1)[..., 0] for x in inputs]
+ARRANGEMENTS = ("expanded", "transposed", "strided")
+
+
+def rearranged(inputs: list[Tensor], arrangement: str, dim: int = 2) -> list[Tensor]:
+    """Views of the same shapes with other strides; transposed, dimension 1 has changed places with `dim` in memory."""
+    if arrangement == "expanded":
+        return [x[:1].expand(2, -1, -1, -1) for x in inputs]
+    if arrangement == "transposed":
+        return [x.transpose(1, dim).contiguous().transpose(1, dim) for x in inputs]
+    return [torch.stack((x, x + 1), -1)[..., 0] for x in inputs]
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_any_strides_give_the_same_and_inputs_stay_as_they_are(arrangement):
+    views = rearranged(make_inputs(2, 70, 3, 5, 12), arrangement)
     before = [x.clone() for x in views]
     out = bidirectional_gla(*views, impl="chunk")
     assert torch.equal(out, bidirectional_gla(*(x.contiguous() for x in views), impl="chunk"))

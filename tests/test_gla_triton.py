@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_gla import GATES, NAMES, assert_all_close, make_inputs, relative_error
+from test_gla import ARRANGEMENTS, GATES, NAMES, assert_all_close, make_inputs, rearranged, relative_error
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
@@ -353,15 +353,9 @@ def test_views_of_fused_projections_give_the_same(device):
     assert all(torch.equal(x, b) for x, b in zip(views, before))
 
 
-@pytest.mark.parametrize("arrange", ["expanded", "transposed", "strided"])
-def test_any_strides_give_the_same(device, arrange):
-    inputs = inputs_on(device, 2, 20, 1, 5, 12)
-    if arrange == "expanded":
-        views = [x[:1].expand(2, -1, -1, -1) for x in inputs]
-    elif arrange == "transposed":
-        views = [x.transpose(1, 3).contiguous().transpose(1, 3) for x in inputs]
-    else:
-        views = [torch.stack((x, x + 1), -1)[..., 0] for x in inputs]
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_any_strides_give_the_same(device, arrangement):
+    views = rearranged(inputs_on(device, 2, 20, 1, 5, 12), arrangement, dim=3)
     assert all(x.stride() != x.contiguous().stride() for x in views)
     assert_same_bits(run(views), run([x.contiguous() for x in views]))
 

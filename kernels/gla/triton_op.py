@@ -16,8 +16,8 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import triton_kernels as kernels
 
-# Tokens of a chunk, a multiple of 16. With 64, Triton uses Hopper's asynchronous matrix instructions (wgmma): no faster
-# here, and wrong (illegal addresses) in kernels that spill registers, with the assembler of Triton 3.6.
+# Tokens of a chunk, a multiple of 16. With 64, a quarter faster, Triton uses Hopper's asynchronous matrix instructions
+# (wgmma) throughout, which went wrong (illegal addresses) in kernels that spill registers, with Triton 3.6.
 CHUNK = 32
 # Programs of all steep chunks per multiprocessor: they are rare, and looking for them should cost little.
 STEEP_PROGRAMS = 4
@@ -141,7 +141,7 @@ def _enter_states(
 
 def _launch(
     mild: Callable[..., Any], steep: Callable[..., Any], q: Tensor, v: Tensor, flags: Tensor, arguments: list[Any],
-    segments: Tensor | None, sizes: Tensor | None, BV: int,
+    segments: Tensor | None, sizes: Tensor | None,
 ) -> None:  # fmt: skip
     """Run a kernel as if all chunks were mild, then its other form for the steep ones."""
     B, L, h, K = q.shape
@@ -151,7 +151,8 @@ def _launch(
     terms = _terms(q.dtype)
     one_tile = _is_one_tile(K, V, q.dtype)
     if one_tile:
-        mild[(total,)](*arguments, BK=_block(K, 128), BV=BV, **constants, **terms, num_warps=2, num_stages=1)
+        blocks = dict(BK=_block(K, 128), BV=_block(V, 128))
+        mild[(total,)](*arguments, **blocks, **constants, **terms, num_warps=2, num_stages=1)
     steep[(min(total, _num_steep_programs(q.device)) if one_tile else total,)](
         *arguments, flags, total, BK=_block(K, 32), BV=_block(V, 64), TILES=flags.shape[-1], ALL=not one_tile,
         **constants, TERMS=terms["TERMS"], SCORE_TERMS=terms["SCORE_TERMS"], num_warps=2, num_stages=1,
@@ -177,8 +178,7 @@ def _forward(
             q, k, v, gate_f, gate_b, states, out, segments, valid_sizes, L, _num_chunks(L), h, width, scale / 2,
             *_strides(q, k, v, gate_f, gate_b),
         ]  # fmt: skip
-        BV = _block(v.shape[-1], 128)
-        _launch(kernels.outputs, kernels.steep_outputs, q, v, flags, arguments, segments, valid_sizes, BV)
+        _launch(kernels.outputs, kernels.steep_outputs, q, v, flags, arguments, segments, valid_sizes)
     return out, states
 
 
@@ -198,8 +198,7 @@ def _backward(
             q, k, v, gate_f, gate_b, states, grad_out, dstates, *grads, segments, valid_sizes,
             L, _num_chunks(L), h, width, scale / 2, *_strides(q, k, v, gate_f, gate_b, grad_out),
         ]  # fmt: skip
-        BV = _block(v.shape[-1], 128)
-        _launch(kernels.gradients, kernels.steep_gradients, q, v, flags, arguments, segments, valid_sizes, BV)
+        _launch(kernels.gradients, kernels.steep_gradients, q, v, flags, arguments, segments, valid_sizes)
     return tuple(grads)
 
 

@@ -70,12 +70,6 @@ def _dot_add(c, a, b):
 
 
 @triton.jit
-def program(slot, N, h):
-    """Image, chunk and head of a slot; heads are neighbours."""
-    return (slot // (N * h)).to(tl.int64), (slot // h) % N, slot % h
-
-
-@triton.jit
 def load(base, rows, cols, stride, row_ok, col_ok):
     """[rows, cols] with zeros where a mask says no."""
     return tl.load(base + rows[:, None] * stride + cols[None, :], mask=row_ok[:, None] & col_ok[None, :], other=0.0)
@@ -95,6 +89,20 @@ def is_token(local, first, L, sizes, b, width, HAS_SIZES: tl.constexpr):
         rows = first + local
         ok = ok & (rows // width < tl.load(sizes + 2 * b)) & (rows % width < tl.load(sizes + 2 * b + 1))
     return ok
+
+
+@triton.jit
+def locate(slot, N, h, L, sizes, width, C: tl.constexpr, HAS_SIZES: tl.constexpr):
+    """Image, chunk and head of a slot (heads are neighbours); the chunk's first token, its rows, which are tokens."""
+    b, n, head = (slot // (N * h)).to(tl.int64), (slot // h) % N, slot % h
+    first, local = n * C, tl.arange(0, C)
+    return b, n, head, first, local, is_token(local, first, L, sizes, b, width, HAS_SIZES)
+
+
+@triton.jit
+def at(base, b, head, first, stride_b, stride_h, stride_l):
+    """Where the numbers of token `first` lie."""
+    return base + b * stride_b + head * stride_h + first.to(tl.int64) * stride_l
 
 
 @triton.jit
@@ -125,14 +133,6 @@ def load_segments(segments, local, first, L, C: tl.constexpr):
     before = tl.load(segments + first - 1, mask=first > 0, other=-1)
     after = tl.load(segments + last + 1, mask=last + 1 < L, other=-2)
     return own, before, after, tl.load(segments + first), tl.load(segments + last)
-
-
-@triton.jit
-def same_segment(segments, local, first, L):
-    """Which pairs of rows belong to one sequence, [C, C]."""
-    own_i = tl.load(segments + first + local, mask=local < L - first, other=-3)
-    own_j = tl.load(segments + first + local, mask=local < L - first, other=-3)
-    return own_i[:, None] == own_j[None, :]
 
 
 @triton.jit

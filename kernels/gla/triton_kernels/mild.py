@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import decaying, dot, is_token, load, load_gates, load_segments, program, same_segment, store
+from .common import at, decaying, dot, load, load_gates, load_segments, locate, store
 
 
 @triton.jit
@@ -13,7 +13,7 @@ def _mild_decays(gates, pairs, GATE_TERMS: tl.constexpr):
     pairs: which keys (columns) each query (row) sees.
     """
     sums = dot(tl.where(pairs, 0.5, -0.5), gates, 1, GATE_TERMS)
-    half = dot(tl.where(pairs, 0.5, 0.5), gates, 1, GATE_TERMS)
+    half = dot(tl.full(pairs.shape, 0.5, tl.float32), gates, 1, GATE_TERMS)
     return tl.exp2(sums), tl.exp2(-sums), tl.exp2(half)
 
 
@@ -27,25 +27,22 @@ def outputs(
     TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
 ):  # fmt: skip
     """out = scale * (scores v + decayed q states) of mild chunks; scores and states hold both directions."""
-    slot = tl.program_id(0)
-    b, n, head = program(slot, N, h)
-    first = n * C
-    local, cols, vcols = tl.arange(0, C), tl.arange(0, BK), tl.arange(0, BV)
+    b, n, head, first, local, row_ok = locate(tl.program_id(0), N, h, L, sizes, width, C, HAS_SIZES)
+    cols, vcols = tl.arange(0, BK), tl.arange(0, BV)
     col_ok, vcol_ok = cols < K, vcols < V
-    row_ok = is_token(local, first, L, sizes, b, width, HAS_SIZES)
     states += ((b * h + head) * 2 * N + n) * V * K
-    gates_f += b * gf_b + head * gf_h + first.to(tl.int64) * gf_l
-    gates_b += b * gb_b + head * gb_h + first.to(tl.int64) * gb_l
-    q_i = load(q + b * q_b + head * q_h + first.to(tl.int64) * q_l, local, cols, q_l, row_ok, col_ok).to(tl.float32)
-    k_i = load(k + b * k_b + head * k_h + first.to(tl.int64) * k_l, local, cols, k_l, row_ok, col_ok).to(tl.float32)
-    v_i = load(v + b * v_b + head * v_h + first.to(tl.int64) * v_l, local, vcols, v_l, row_ok, vcol_ok)
+    gates_f = at(gates_f, b, head, first, gf_b, gf_h, gf_l)
+    gates_b = at(gates_b, b, head, first, gb_b, gb_h, gb_l)
+    q_i = load(at(q, b, head, first, q_b, q_h, q_l), local, cols, q_l, row_ok, col_ok).to(tl.float32)
+    k_i = load(at(k, b, head, first, k_b, k_h, k_l), local, cols, k_l, row_ok, col_ok).to(tl.float32)
+    v_i = load(at(v, b, head, first, v_b, v_h, v_l), local, vcols, v_l, row_ok, vcol_ok)
     gf = load_gates(gates_f, local, cols, gf_l, row_ok, col_ok)
     gb = load_gates(gates_b, local, cols, gb_l, row_ok, col_ok)
     s_f = load(states, vcols, cols, K, vcol_ok, col_ok)
     s_b = load(states + N.to(tl.int64) * V * K, vcols, cols, K, vcol_ok, col_ok)
     if HAS_SEGMENTS:
         own, before, behind, _, _ = load_segments(segments, local, first, L, C)
-        same = same_segment(segments, local, first, L)
+        same = own[:, None] == own[None, :]
 
     o = tl.zeros([C, BV], tl.float32)
     for backward in tl.static_range(2):
@@ -75,25 +72,22 @@ def gradients(
     TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of all five inputs in mild chunks; dstates[., d, n] is that of what chunk n adds to direction d."""
-    slot = tl.program_id(0)
-    b, n, head = program(slot, N, h)
-    first = n * C
-    local, cols, vcols = tl.arange(0, C), tl.arange(0, BK), tl.arange(0, BV)
+    b, n, head, first, local, row_ok = locate(tl.program_id(0), N, h, L, sizes, width, C, HAS_SIZES)
+    cols, vcols = tl.arange(0, BK), tl.arange(0, BV)
     col_ok, vcol_ok = cols < K, vcols < V
-    row_ok = is_token(local, first, L, sizes, b, width, HAS_SIZES)
     store_ok = local < L - first
-    gates_f += b * gf_b + head * gf_h + first.to(tl.int64) * gf_l
-    gates_b += b * gb_b + head * gb_h + first.to(tl.int64) * gb_l
+    gates_f = at(gates_f, b, head, first, gf_b, gf_h, gf_l)
+    gates_b = at(gates_b, b, head, first, gb_b, gb_h, gb_l)
     states_at = ((b * h + head) * 2 * N + n) * V * K
     keys = ((b * L + first) * h + head) * K
-    v_i = load(v + b * v_b + head * v_h + first.to(tl.int64) * v_l, local, vcols, v_l, row_ok, vcol_ok)
-    do_i = load(do + b * do_b + head * do_h + first.to(tl.int64) * do_l, local, vcols, do_l, row_ok, vcol_ok)
-    q_i = load(q + b * q_b + head * q_h + first.to(tl.int64) * q_l, local, cols, q_l, row_ok, col_ok)
-    k_i = load(k + b * k_b + head * k_h + first.to(tl.int64) * k_l, local, cols, k_l, row_ok, col_ok)
+    v_i = load(at(v, b, head, first, v_b, v_h, v_l), local, vcols, v_l, row_ok, vcol_ok)
+    do_i = load(at(do, b, head, first, do_b, do_h, do_l), local, vcols, do_l, row_ok, vcol_ok)
+    q_i = load(at(q, b, head, first, q_b, q_h, q_l), local, cols, q_l, row_ok, col_ok)
+    k_i = load(at(k, b, head, first, k_b, k_h, k_l), local, cols, k_l, row_ok, col_ok)
     if HAS_SEGMENTS:
         own, before, behind, first_own, last_own = load_segments(segments, local, first, L, C)
         gate_f_ok, gate_b_ok = decaying(segments, local, first, L, own, row_ok)
-        same = same_segment(segments, local, first, L)
+        same = own[:, None] == own[None, :]
 
     dq_i, dk_i = tl.zeros([C, BK], tl.float32), tl.zeros([C, BK], tl.float32)
     dv_i = tl.zeros([C, BV], tl.float32)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .common import dot, is_token, load, load_gates, load_segments, program, store
+from .common import at, dot, load, load_gates, load_segments, locate, store
 
 # A chunk is steep where its log-gates (of base 2, as all here) are below this on average, in any channel.
 STEEP = tl.constexpr(-1.5)
@@ -24,17 +24,14 @@ def chunk_states(
     gradient of the output; the forward scan's queries decay from the chunk's start, their own gate included.
     """
     slot = tl.program_id(0)
-    b, n, head = program(slot, N, h)
+    b, n, head, first, local, row_ok = locate(slot, N, h, L, sizes, width, C, HAS_SIZES)
     tile, vtile = tl.program_id(1) % tl.cdiv(K, BK), tl.program_id(1) // tl.cdiv(K, BK)
     cols, vcols = tile * BK + tl.arange(0, BK), vtile * BV + tl.arange(0, BV)
     col_ok, vcol_ok = cols < K, vcols < V
-    first = n * C
-    local = tl.arange(0, C)
-    row_ok = is_token(local, first, L, sizes, b, width, HAS_SIZES)
-    gf = load_gates(gates_f + b * gf_b + head * gf_h + first.to(tl.int64) * gf_l, local, cols, gf_l, row_ok, col_ok)
-    gb = load_gates(gates_b + b * gb_b + head * gb_h + first.to(tl.int64) * gb_l, local, cols, gb_l, row_ok, col_ok)
-    x_i = load(x + b * x_b + head * x_h + first.to(tl.int64) * x_l, local, cols, x_l, row_ok, col_ok)
-    y_i = load(y + b * y_b + head * y_h + first.to(tl.int64) * y_l, local, vcols, y_l, row_ok, vcol_ok)
+    gf = load_gates(at(gates_f, b, head, first, gf_b, gf_h, gf_l), local, cols, gf_l, row_ok, col_ok)
+    gb = load_gates(at(gates_b, b, head, first, gb_b, gb_h, gb_l), local, cols, gb_l, row_ok, col_ok)
+    x_i = load(at(x, b, head, first, x_b, x_h, x_l), local, cols, x_l, row_ok, col_ok)
+    y_i = load(at(y, b, head, first, y_b, y_h, y_l), local, vcols, y_l, row_ok, vcol_ok)
 
     # Sums from the border that a direction's decay reaches to: of numbers <= 0, never differences.
     i, j = local[:, None], local[None, :]

@@ -6,18 +6,7 @@ Blocks of 2m tokens, m = 1, 2, .. C / 2, with their middle as the reference poin
 import triton
 import triton.language as tl
 
-from .common import (
-    decaying,
-    dot,
-    is_token,
-    load,
-    load_gates,
-    load_neighbour_gates,
-    load_segments,
-    program,
-    same_segment,
-    store,
-)
+from .common import at, decaying, dot, load, load_gates, load_neighbour_gates, load_segments, locate, store
 
 
 @triton.jit
@@ -40,14 +29,25 @@ def _level(gf, gb, local, level):
 
 
 @triton.jit
-def _steep_scores(q, k, gf, gb, local, C: tl.constexpr, SCORE_TERMS: tl.constexpr, TERMS: tl.constexpr):
+def _steep_scores(
+    q, k, gates_f, gates_b, q_l, k_l, gf_l, gb_l, local, row_ok,
+    K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, SCORE_TERMS: tl.constexpr, TERMS: tl.constexpr,
+):  # fmt: skip
     """Decayed q k^T of one chunk, [C, C]: forward gates below the diagonal, backward gates above, twice q k on it."""
-    scores = tl.where(local[:, None] == local[None, :], 2 * tl.sum(q * k, 1)[:, None], 0.0)
-    level = 0
-    while (1 << level) < C:
-        of_q, of_k, pairs, _, _, _ = _level(gf, gb, local, level)
-        scores += tl.where(pairs, dot(q * of_q, tl.trans(k * of_k), SCORE_TERMS, TERMS), 0.0)
-        level += 1
+    scores = tl.zeros([C, C], tl.float32)
+    for tile in range(tl.cdiv(K, BK)):
+        cols = tile * BK + tl.arange(0, BK)
+        col_ok = cols < K
+        q_i = load(q, local, cols, q_l, row_ok, col_ok).to(tl.float32)
+        k_i = load(k, local, cols, k_l, row_ok, col_ok).to(tl.float32)
+        gf = load_gates(gates_f, local, cols, gf_l, row_ok, col_ok)
+        gb = load_gates(gates_b, local, cols, gb_l, row_ok, col_ok)
+        scores += tl.where(local[:, None] == local[None, :], 2 * tl.sum(q_i * k_i, 1)[:, None], 0.0)
+        level = 0
+        while (1 << level) < C:
+            of_q, of_k, pairs, _, _, _ = _level(gf, gb, local, level)
+            scores += tl.where(pairs, dot(q_i * of_q, tl.trans(k_i * of_k), SCORE_TERMS, TERMS), 0.0)
+            level += 1
     return scores
 
 
@@ -77,21 +77,12 @@ def _steep_score_gradients(
 
 
 @triton.jit
-def _steep_chunks(steep, start, total, TILES: tl.constexpr, ALL: tl.constexpr):
-    """Whether any of the 64 chunks that this program looks after from `start` on is steep."""
-    index = start + tl.num_programs(0) * tl.arange(0, 64)
-    found = index < 0
+def _any_steep(steep, slots, total, TILES: tl.constexpr, ALL: tl.constexpr):
+    """Whether any of these chunks is steep, in any tile of its channels."""
+    found = slots < 0
     for tile in range(TILES):
-        found = found | (tl.load(steep + index * TILES + tile, mask=index < total, other=0) != 0)
+        found = found | (tl.load(steep + slots * TILES + tile, mask=slots < total, other=0) != 0)
     return ALL | (tl.max(found.to(tl.int32)) > 0)
-
-
-@triton.jit
-def _is_steep(steep, slot, TILES: tl.constexpr, ALL: tl.constexpr):
-    found = tl.load(steep + slot * TILES) != 0
-    for tile in range(1, TILES):
-        found = found | (tl.load(steep + slot * TILES + tile) != 0)
-    return ALL | found
 
 
 @triton.jit(do_not_specialize=["L", "N", "width", "total"])
@@ -105,9 +96,9 @@ def steep_outputs(
 ):  # fmt: skip
     """`outputs` for steep chunks, or for ALL; any K and V, in tiles of BK and BV. A program looks for its chunks."""
     for start in range(tl.program_id(0), total, 64 * tl.num_programs(0)):
-        if _steep_chunks(steep, start, total, TILES, ALL):
+        if _any_steep(steep, start + tl.num_programs(0) * tl.arange(0, 64), total, TILES, ALL):
             for slot in range(start, tl.minimum(total, start + 64 * tl.num_programs(0)), tl.num_programs(0)):
-                if _is_steep(steep, slot, TILES, ALL):
+                if _any_steep(steep, slot + tl.arange(0, 1), total, TILES, ALL):
                     _steep_outputs(
                         slot, q, k, v, gates_f, gates_b, states, out, segments, sizes, L, N, h, width, scale,
                         q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h,
@@ -122,31 +113,20 @@ def _steep_outputs(
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr, TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr,
 ):  # fmt: skip
-    b, n, head = program(slot, N, h)
-    first = n * C
-    local = tl.arange(0, C)
-    row_ok = is_token(local, first, L, sizes, b, width, HAS_SIZES)
+    b, n, head, first, local, row_ok = locate(slot, N, h, L, sizes, width, C, HAS_SIZES)
     states_f = states + ((b * h + head) * 2 * N + n) * V * K
     states_b = states_f + N.to(tl.int64) * V * K
-    q += b * q_b + head * q_h + first.to(tl.int64) * q_l
-    k += b * k_b + head * k_h + first.to(tl.int64) * k_l
-    v += b * v_b + head * v_h + first.to(tl.int64) * v_l
-    gates_f += b * gf_b + head * gf_h + first.to(tl.int64) * gf_l
-    gates_b += b * gb_b + head * gb_h + first.to(tl.int64) * gb_l
+    q = at(q, b, head, first, q_b, q_h, q_l)
+    k = at(k, b, head, first, k_b, k_h, k_l)
+    v = at(v, b, head, first, v_b, v_h, v_l)
+    gates_f = at(gates_f, b, head, first, gf_b, gf_h, gf_l)
+    gates_b = at(gates_b, b, head, first, gb_b, gb_h, gb_l)
     if HAS_SEGMENTS:
         own, before, after, _, _ = load_segments(segments, local, first, L, C)
 
-    scores = tl.zeros([C, C], tl.float32)
-    for tile in range(tl.cdiv(K, BK)):
-        cols = tile * BK + tl.arange(0, BK)
-        col_ok = cols < K
-        q_i = load(q, local, cols, q_l, row_ok, col_ok).to(tl.float32)
-        k_i = load(k, local, cols, k_l, row_ok, col_ok).to(tl.float32)
-        gf = load_gates(gates_f, local, cols, gf_l, row_ok, col_ok)
-        gb = load_gates(gates_b, local, cols, gb_l, row_ok, col_ok)
-        scores += _steep_scores(q_i, k_i, gf, gb, local, C, SCORE_TERMS, TERMS)
+    scores = _steep_scores(q, k, gates_f, gates_b, q_l, k_l, gf_l, gb_l, local, row_ok, K, C, BK, SCORE_TERMS, TERMS)
     if HAS_SEGMENTS:
-        scores = tl.where(same_segment(segments, local, first, L), scores, 0.0)
+        scores = tl.where(own[:, None] == own[None, :], scores, 0.0)
     for vtile in range(tl.cdiv(V, BV)):
         vcols = vtile * BV + tl.arange(0, BV)
         vcol_ok = vcols < V
@@ -178,9 +158,9 @@ def steep_gradients(
 ):  # fmt: skip
     """`gradients` for steep chunks, or for ALL; any K and V, in tiles of BK and BV. A program looks for its chunks."""
     for start in range(tl.program_id(0), total, 64 * tl.num_programs(0)):
-        if _steep_chunks(steep, start, total, TILES, ALL):
+        if _any_steep(steep, start + tl.num_programs(0) * tl.arange(0, 64), total, TILES, ALL):
             for slot in range(start, tl.minimum(total, start + 64 * tl.num_programs(0)), tl.num_programs(0)):
-                if _is_steep(steep, slot, TILES, ALL):
+                if _any_steep(steep, slot + tl.arange(0, 1), total, TILES, ALL):
                     _steep_gradients(
                         slot, q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dv, dgates_f, dgates_b,
                         segments, sizes, L, N, h, width, scale,
@@ -197,35 +177,24 @@ def _steep_gradients(
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr, TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr,
 ):  # fmt: skip
-    b, n, head = program(slot, N, h)
-    first = n * C
-    local = tl.arange(0, C)
-    row_ok = is_token(local, first, L, sizes, b, width, HAS_SIZES)
+    b, n, head, first, local, row_ok = locate(slot, N, h, L, sizes, width, C, HAS_SIZES)
     store_ok = local < L - first
     states_f = ((b * h + head) * 2 * N + n) * V * K
     states_b = states_f + N.to(tl.int64) * V * K
     keys = ((b * L + first) * h + head) * K
-    q += b * q_b + head * q_h + first.to(tl.int64) * q_l
-    k += b * k_b + head * k_h + first.to(tl.int64) * k_l
-    v += b * v_b + head * v_h + first.to(tl.int64) * v_l
-    do += b * do_b + head * do_h + first.to(tl.int64) * do_l
-    gates_f += b * gf_b + head * gf_h + first.to(tl.int64) * gf_l
-    gates_b += b * gb_b + head * gb_h + first.to(tl.int64) * gb_l
+    q = at(q, b, head, first, q_b, q_h, q_l)
+    k = at(k, b, head, first, k_b, k_h, k_l)
+    v = at(v, b, head, first, v_b, v_h, v_l)
+    do = at(do, b, head, first, do_b, do_h, do_l)
+    gates_f = at(gates_f, b, head, first, gf_b, gf_h, gf_l)
+    gates_b = at(gates_b, b, head, first, gb_b, gb_h, gb_l)
     gate_f_ok, gate_b_ok = row_ok, row_ok
     if HAS_SEGMENTS:
         own, before, after, first_own, last_own = load_segments(segments, local, first, L, C)
         gate_f_ok, gate_b_ok = decaying(segments, local, first, L, own, row_ok)
 
     # The scores and their gradient, from all of K and all of V
-    scores = tl.zeros([C, C], tl.float32)
-    for tile in range(tl.cdiv(K, BK)):
-        cols = tile * BK + tl.arange(0, BK)
-        col_ok = cols < K
-        q_i = load(q, local, cols, q_l, row_ok, col_ok).to(tl.float32)
-        k_i = load(k, local, cols, k_l, row_ok, col_ok).to(tl.float32)
-        gf = load_gates(gates_f, local, cols, gf_l, row_ok, col_ok)
-        gb = load_gates(gates_b, local, cols, gb_l, row_ok, col_ok)
-        scores += _steep_scores(q_i, k_i, gf, gb, local, C, SCORE_TERMS, TERMS)
+    scores = _steep_scores(q, k, gates_f, gates_b, q_l, k_l, gf_l, gb_l, local, row_ok, K, C, BK, SCORE_TERMS, TERMS)
     dscores = tl.zeros([C, C], tl.float32)
     for vtile in range(tl.cdiv(V, BV)):
         vcols = vtile * BV + tl.arange(0, BV)
@@ -234,7 +203,7 @@ def _steep_gradients(
         dscores += dot(do_i, tl.trans(v_i), TERMS, TERMS)
     dscores *= scale
     if HAS_SEGMENTS:
-        same = same_segment(segments, local, first, L)
+        same = own[:, None] == own[None, :]
         scores, dscores = tl.where(same, scores, 0.0), tl.where(same, dscores, 0.0)
     scores_t = tl.trans(scores)
 
