@@ -16,10 +16,14 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import triton_kernels as kernels
 
-# Tokens of a chunk, a multiple of 16. With 64, a quarter faster, Triton uses Hopper's asynchronous matrix instructions
-# (wgmma) throughout, which went wrong (illegal addresses) in kernels that spill registers, with Triton 3.6.
+# Tokens of a chunk, a multiple of 16. With 64, Triton would use Hopper's asynchronous matrix instructions (wgmma), and
+# they went wrong (illegal addresses) in kernels that spill registers, with Triton 3.6.
 CHUNK = 32
-# Programs of all steep chunks per multiprocessor: they are rare, and looking for them should cost little.
+# Programs per multiprocessor. Each walks over chunks and loads the next one while it computes.
+PROGRAMS = 8
+# How many chunks ahead, and one.
+STAGES = 2
+# The same for steep chunks: they are rare, and looking for them should cost little.
 STEEP_PROGRAMS = 4
 
 
@@ -71,13 +75,16 @@ def _state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
 
-def _terms(dtype: torch.dtype) -> dict[str, int]:
+def _terms(dtype: torch.dtype, *gate_dtypes: torch.dtype) -> dict[str, int]:
     """How many bfloat16 terms stand for an operand: of any product, of decayed queries and keys, of log-gates."""
     if dtype == torch.bfloat16:
-        return dict(TERMS=1, SCORE_TERMS=2, GATE_TERMS=2)
-    if dtype == torch.float16:
-        return dict(TERMS=2, SCORE_TERMS=2, GATE_TERMS=3)
-    return dict(TERMS=3, SCORE_TERMS=3, GATE_TERMS=3)
+        terms = dict(TERMS=1, SCORE_TERMS=2, GATE_TERMS=2)
+    elif dtype == torch.float16:
+        terms = dict(TERMS=2, SCORE_TERMS=2, GATE_TERMS=3)
+    else:
+        terms = dict(TERMS=3, SCORE_TERMS=3, GATE_TERMS=3)
+    exact = max({torch.bfloat16: 1, torch.float16: 2}.get(gate_dtype, 3) for gate_dtype in gate_dtypes)
+    return terms | dict(GATE_TERMS=min(terms["GATE_TERMS"], exact))
 
 
 def _is_one_tile(K: int, V: int, dtype: torch.dtype) -> bool:
@@ -97,66 +104,100 @@ def _with_unit_stride(*tensors: Tensor) -> list[Tensor]:
     return [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
 
 
-def _scan_tile(N: int) -> tuple[int, int, int]:
-    """Chunks and elements of a state that a program of the scan takes at once, and its warps."""
-    if N <= 4:
-        return 4, 256, 1
-    if N <= 16:
-        return 16, 128, 1
-    return (64, 64, 1) if N <= 512 else (128, 32, 4)
-
-
 @cache
-def _num_steep_programs(device: torch.device) -> int:
-    if device.type != "cuda":
-        return STEEP_PROGRAMS
-    return STEEP_PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def _stretches(N: int, walks: int, device: torch.device) -> tuple[int, int]:
+    """Chunks of a stretch and their number, so that `walks` times as many programs fill the GPU."""
+    multiprocessors = _multiprocessors(device)
+    M = 1 if walks >= PROGRAMS // 2 * multiprocessors else min(N, triton.cdiv(PROGRAMS * multiprocessors, walks))
+    G = triton.cdiv(N, M)
+    return G, triton.cdiv(N, G)
 
 
 def _enter_states(
     x: Tensor, y: Tensor, gate_f: Tensor, gate_b: Tensor, segments: Tensor | None, sizes: Tensor | None, width: int,
     adjoint: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """States that enter each chunk, [B, h, 2, N, V, K], and which chunks are steep, [B, N, h, tiles of K]."""
+    """States that enter each chunk, [B, h, 2, N, K, V], as `outputs` wants them; steep chunks, [2, B, N, h]."""
     B, L, h, K = x.shape
     V = y.shape[-1]
     N = _num_chunks(L)
-    BK, BV = _block(K, 64), _block(V, 64)
-    updates = x.new_empty(B, h, 2, N, V, K, dtype=torch.float32)
+    one_tile = _is_one_tile(K, V, x.dtype)
+    BK, BV = _block(K, 128 if one_tile else 64), _block(V, 64)
+    tiles = triton.cdiv(K, BK) * triton.cdiv(V, BV)
+    G, M = _stretches(N, B * h * 2 * tiles, x.device)
+    states = x.new_empty(B, h, 2, N, K, V, dtype=_state_dtype(x.dtype))
     decays = x.new_empty(B, h, 2, N, K, dtype=torch.float32)
-    steep = x.new_empty(B, N, h, triton.cdiv(K, BK), dtype=torch.int8)
-    kernels.chunk_states[(B * N * h, triton.cdiv(K, BK) * triton.cdiv(V, BV))](
-        x, y, gate_f, gate_b, updates, decays, steep, segments, sizes, L, N, h, width,
+    totals = x.new_empty(B, h, 2, M, K, V, dtype=torch.float32)
+    total_decays = x.new_empty(B, h, 2, M, K, dtype=torch.float32)
+    steep = x.new_empty(2, B, N, h, dtype=torch.int8)
+    kernels.chunk_states[(B * h * 2 * M, tiles)](
+        x, y, gate_f, gate_b, states, decays, totals, total_decays, steep, segments, sizes, L, N, h, width, G, M,
         *_strides(x, y, gate_f, gate_b), K=K, V=V, C=CHUNK, BK=BK, BV=BV, ADJOINT=adjoint,
-        HAS_SEGMENTS=segments is not None, HAS_SIZES=sizes is not None,
-        **_terms(x.dtype), num_warps=4 if V > 32 else 2, num_stages=1,
+        HAS_SEGMENTS=segments is not None, HAS_SIZES=sizes is not None, MILD=one_tile,
+        **_terms(x.dtype, gate_f.dtype, gate_b.dtype), STAGES=STAGES, num_warps=1 if BK * BV <= 2048 else 2,
     )  # fmt: skip
-    states = updates.new_empty(updates.shape, dtype=_state_dtype(x.dtype))
-    BN, BE, num_warps = _scan_tile(N)
-    kernels.scan_states[(B * h * 2 * triton.cdiv(V * K, BE),)](
-        updates, decays, states, N, K=K, V=V, BN=BN, BE=BE, ADJOINT=int(adjoint), num_warps=num_warps, num_stages=1
-    )
+    if M > 1:
+        carries = torch.empty_like(totals)
+        blocks = dict(K=K, V=V, BV=triton.next_power_of_2(V))
+        BK = max(256 // blocks["BV"], 1)
+        kernels.scan_totals[(B * h * 2, triton.cdiv(K, BK))](
+            totals, total_decays, carries, M, **blocks, BK=BK, STAGES=4, num_warps=1
+        )
+        BK *= 4
+        kernels.add_carries[(B * h * 2 * (M - 1), triton.cdiv(K, BK))](
+            states, decays, carries, N, G, M, **blocks, BK=BK, ADJOINT=adjoint, STAGES=2, num_warps=4
+        )
     return states, steep
 
 
-def _launch(
-    mild: Callable[..., Any], steep: Callable[..., Any], q: Tensor, v: Tensor, flags: Tensor, arguments: list[Any],
-    segments: Tensor | None, sizes: Tensor | None,
-) -> None:  # fmt: skip
-    """Run a kernel as if all chunks were mild, then its other form for the steep ones."""
-    B, L, h, K = q.shape
-    V = v.shape[-1]
-    total = B * _num_chunks(L) * h
-    constants = dict(K=K, V=V, C=CHUNK, HAS_SEGMENTS=segments is not None, HAS_SIZES=sizes is not None)
-    terms = _terms(q.dtype)
-    one_tile = _is_one_tile(K, V, q.dtype)
-    if one_tile:
-        blocks = dict(BK=_block(K, 128), BV=_block(V, 128))
-        mild[(total,)](*arguments, **blocks, **constants, **terms, num_warps=2, num_stages=1)
-    steep[(min(total, _num_steep_programs(q.device)) if one_tile else total,)](
-        *arguments, flags, total, BK=_block(K, 32), BV=_block(V, 64), TILES=flags.shape[-1], ALL=not one_tile,
-        **constants, TERMS=terms["TERMS"], SCORE_TERMS=terms["SCORE_TERMS"], num_warps=2, num_stages=1,
-    )  # fmt: skip
+class _Launch:
+    """Runs kernels on all chunks as if they were mild, then their other forms on the steep ones."""
+
+    def __init__(
+        self, q: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor, segments: Tensor | None, sizes: Tensor | None,
+        width: int, scale: float,
+    ):  # fmt: skip
+        B, L, h, K = q.shape
+        V = v.shape[-1]
+        N = _num_chunks(L)
+        self.total = B * N * h
+        self.one_tile = _is_one_tile(K, V, q.dtype)
+        self.multiprocessors = _multiprocessors(q.device)
+        self.gates = gate_f, gate_b
+        self.restrictions = segments, sizes
+        self.sizes = L, N, h, width, scale / 2, self.total
+        self.options = dict(
+            K=K, V=V, C=CHUNK, HAS_SEGMENTS=segments is not None, HAS_SIZES=sizes is not None,
+            num_warps=2 if max(K, V) <= 64 else 4, **_terms(q.dtype, gate_f.dtype, gate_b.dtype),
+        )  # fmt: skip
+
+    def mild(
+        self, kernel: Callable[..., Any], inputs: tuple[Tensor, ...], rest: tuple[Tensor, ...],
+        more_strided: tuple[Tensor, ...] = (), **constants: Any,
+    ) -> None:  # fmt: skip
+        if not self.one_tile:
+            return
+        kernel[(min(self.total, PROGRAMS * self.multiprocessors),)](
+            *inputs, *self.gates, *rest, *self.restrictions, *self.sizes,
+            *_strides(*inputs, *self.gates, *more_strided), **self.options, **constants,
+            BK=_block(self.options["K"], 128), BV=_block(self.options["V"], 128),
+            STAGES=STAGES,
+        )  # fmt: skip
+
+    def steep(
+        self, kernel: Callable[..., Any], flags: Tensor, inputs: tuple[Tensor, ...], rest: tuple[Tensor, ...],
+        more_strided: tuple[Tensor, ...] = (),
+    ) -> None:  # fmt: skip
+        programs = min(self.total, STEEP_PROGRAMS * self.multiprocessors) if self.one_tile else self.total
+        kernel[(programs,)](
+            *inputs, *self.gates, *rest, *self.restrictions, *self.sizes,
+            *_strides(*inputs, *self.gates, *more_strided), flags, **self.options,
+            BK=_block(self.options["K"], 32), BV=_block(self.options["V"], 64), ALL=not self.one_tile, num_stages=1,
+        )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -170,15 +211,12 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     q, k, v, gate_f, gate_b = _with_unit_stride(q, k, v, log_gate_fwd, log_gate_bwd)
     _check_types(q, k, v)
-    L, h = q.shape[1:3]
     out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     with _on_device(q):
+        launch = _Launch(q, v, gate_f, gate_b, segments, valid_sizes, width, scale)
         states, flags = _enter_states(k, v, gate_f, gate_b, segments, valid_sizes, width, adjoint=False)
-        arguments = [
-            q, k, v, gate_f, gate_b, states, out, segments, valid_sizes, L, _num_chunks(L), h, width, scale / 2,
-            *_strides(q, k, v, gate_f, gate_b),
-        ]  # fmt: skip
-        _launch(kernels.outputs, kernels.steep_outputs, q, v, flags, arguments, segments, valid_sizes)
+        launch.mild(kernels.outputs, (q, k, v), (states, out), ADJOINT=False)
+        launch.steep(kernels.steep_outputs, flags, (q, k, v), (states, out))
     return out, states
 
 
@@ -187,19 +225,21 @@ def _backward(
     q: Tensor, k: Tensor, v: Tensor, log_gate_fwd: Tensor, log_gate_bwd: Tensor, states: Tensor | None,
     grad_out: Tensor, segments: Tensor | None, valid_sizes: Tensor | None, width: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    q, k, v, gate_f, gate_b, grad_out = _with_unit_stride(q, k, v, log_gate_fwd, log_gate_bwd, grad_out)
-    L, h = q.shape[1:3]
-    grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, gate_f, gate_b)]
+    q, k, v, gate_f, gate_b, do = _with_unit_stride(q, k, v, log_gate_fwd, log_gate_bwd, grad_out)
+    dq, dk, dv, dgate_f, dgate_b = (
+        torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, gate_f, gate_b)
+    )
     with _on_device(q):
+        launch = _Launch(q, v, gate_f, gate_b, segments, valid_sizes, width, scale)
         if states is None:
             states, _ = _enter_states(k, v, gate_f, gate_b, segments, valid_sizes, width, adjoint=False)
-        dstates, flags = _enter_states(q, grad_out, gate_f, gate_b, segments, valid_sizes, width, adjoint=True)
-        arguments = [
-            q, k, v, gate_f, gate_b, states, grad_out, dstates, *grads, segments, valid_sizes,
-            L, _num_chunks(L), h, width, scale / 2, *_strides(q, k, v, gate_f, gate_b, grad_out),
-        ]  # fmt: skip
-        _launch(kernels.gradients, kernels.steep_gradients, q, v, flags, arguments, segments, valid_sizes)
-    return tuple(grads)
+        dstates, flags = _enter_states(q, do, gate_f, gate_b, segments, valid_sizes, width, adjoint=True)
+        launch.mild(kernels.outputs, (k, q, do), (dstates, dv), ADJOINT=True)
+        launch.mild(kernels.gradients, (q, k, v), (states, do, dstates, dq, dk, dgate_f, dgate_b), (do,))
+        launch.steep(
+            kernels.steep_gradients, flags, (q, k, v), (states, do, dstates, dq, dk, dv, dgate_f, dgate_b), (do,)
+        )
+    return dq, dk, dv, dgate_f, dgate_b
 
 
 def _check_types(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -215,7 +255,7 @@ def _on_device(x: Tensor) -> torch.cuda.device:
 @_forward.register_fake
 def _(q, k, v, log_gate_fwd, log_gate_bwd, segments, valid_sizes, width, scale):
     B, L, h, K = q.shape
-    states = q.new_empty(B, h, 2, _num_chunks(L), v.shape[-1], K, dtype=_state_dtype(q.dtype))
+    states = q.new_empty(B, h, 2, _num_chunks(L), K, v.shape[-1], dtype=_state_dtype(q.dtype))
     return torch.empty(v.shape, dtype=v.dtype, device=v.device), states
 
 
@@ -229,10 +269,10 @@ def _setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tens
     ctx.set_materialize_grads(False)  # the states have no gradient: no need for zeros of their size
     ctx.mark_non_differentiable(output[1])
     inputs, states = (q, k, v, gate_f, gate_b), output[1]
-    # States larger than half the inputs are computed once more. In bytes per token: L may be symbolic.
+    # States larger than the inputs are computed once more. In bytes per token: L may be symbolic.
     input_size = sum(x.shape[-1] * x.element_size() for x in inputs)
     state_size = 2 * q.shape[-1] * v.shape[-1] * states.element_size() / CHUNK
-    ctx.save_for_backward(*inputs, states if 2 * state_size <= input_size else None, segments, valid_sizes)
+    ctx.save_for_backward(*inputs, states if state_size <= input_size else None, segments, valid_sizes)
 
 
 def _autograd(ctx: FunctionCtx, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:

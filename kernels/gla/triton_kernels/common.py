@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-# 2 to anything below is 0 in float32; keeps sums of the most negative floats finite.
-CLOSED = tl.constexpr(-1000.0)
+# e to anything below is 0 in float32; keeps sums of the most negative floats finite. Exact in bfloat16.
+CLOSED = tl.constexpr(-512.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -55,6 +55,28 @@ def _upper_half(x):
     return (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
 
 
+@triton.jit
+def rounded(x, TERMS: tl.constexpr):
+    """x as the matrix unit takes it in TERMS terms, still in float32."""
+    if TERMS == 1:
+        return _upper_half(_half_up(x))
+    if TERMS == 2:
+        high = _upper_half(x)
+        return high + _upper_half(_half_up(x - high))
+    return x
+
+
+@triton.jit
+def _half_up(x):
+    return (x.to(tl.int32, bitcast=True) + 0x8000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def narrow(x, TERMS: tl.constexpr):
+    """x in as few bits as TERMS terms allow."""
+    return x.to(tl.bfloat16) if TERMS == 1 else x
+
+
 # Triton's interpreter does not multiply bfloat16: there the same numbers are float32.
 INTERPRETED = not isinstance(_split, triton.JITFunction)
 OPERAND = tl.constexpr(tl.float32 if INTERPRETED else tl.bfloat16)
@@ -69,16 +91,35 @@ def _dot_add(c, a, b):
 # Loading
 
 
-@triton.jit
-def load(base, rows, cols, stride, row_ok, col_ok):
-    """[rows, cols] with zeros where a mask says no."""
-    return tl.load(base + rows[:, None] * stride + cols[None, :], mask=row_ok[:, None] & col_ok[None, :], other=0.0)
+@triton.constexpr_function
+def _is_ragged(size, block):
+    """Whether the last block of several is not full."""
+    return size % block != 0
 
 
 @triton.jit
-def store(base, rows, cols, stride, row_ok, col_ok, x):
-    x = x.to(base.dtype.element_ty)
-    tl.store(base + rows[:, None] * stride + cols[None, :], x, mask=row_ok[:, None] & col_ok[None, :])
+def load(base, rows, cols, stride, row_ok, SIZE: tl.constexpr):
+    """[rows, cols], a tile of the columns; zeros in rows that are not ok and in columns from SIZE on."""
+    if _is_ragged(SIZE, cols.shape[0]):
+        mask = row_ok[:, None] & (cols < SIZE)[None, :]
+    else:
+        mask = row_ok[:, None]
+    return tl.load(base + rows[:, None] * stride + cols[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store(base, rows, cols, stride, row_ok, SIZE: tl.constexpr, x):
+    if _is_ragged(SIZE, cols.shape[0]):
+        mask = row_ok[:, None] & (cols < SIZE)[None, :]
+    else:
+        mask = row_ok[:, None]
+    tl.store(base + rows[:, None] * stride + cols[None, :], x.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_state(base, cols, vcols, K: tl.constexpr, V: tl.constexpr):
+    """A tile of a state [K, V]."""
+    return load(base, cols, vcols, V, cols < K, V)
 
 
 @triton.jit
@@ -106,22 +147,21 @@ def at(base, b, head, first, stride_b, stride_h, stride_l):
 
 
 @triton.jit
-def load_gates(base, rows, cols, stride, row_ok, col_ok):
-    """Log-gates of base 2 in float32, closed ones finite; open (0) where a mask says no."""
-    gates = load(base, rows, cols, stride, row_ok, col_ok).to(tl.float32)
-    return tl.maximum(gates * LOG2_E, CLOSED)
+def load_gates(base, rows, cols, stride, row_ok, SIZE: tl.constexpr):
+    """Log-gates, closed ones finite; open (0) where `load` gives zeros."""
+    return tl.maximum(load(base, rows, cols, stride, row_ok, SIZE).to(tl.float32), CLOSED)
 
 
 @triton.jit
 def load_neighbour_gates(
-    gates_f, gates_b, gf_l, gb_l, local, cols, col_ok, first, L, sizes, b, width,
-    C: tl.constexpr, HAS_SIZES: tl.constexpr,
+    gates_f, gates_b, gf_l, gb_l, local, cols, first, L, sizes, b, width,
+    SIZE: tl.constexpr, C: tl.constexpr, HAS_SIZES: tl.constexpr,
 ):  # fmt: skip
     """Forward gates of each row's successor, backward gates of its predecessor; open beyond the chunk."""
     after_ok = is_token(local + 1, first, L, sizes, b, width, HAS_SIZES) & (local + 1 < C)
     before_ok = is_token(local - 1, first, L, sizes, b, width, HAS_SIZES) & (local > 0)
-    gf = load_gates(gates_f, local + 1, cols, gf_l, after_ok, col_ok)
-    gb = load_gates(gates_b, local - 1, cols, gb_l, before_ok, col_ok)
+    gf = load_gates(gates_f, local + 1, cols, gf_l, after_ok, SIZE)
+    gb = load_gates(gates_b, local - 1, cols, gb_l, before_ok, SIZE)
     return gf, gb
 
 

@@ -1,141 +1,151 @@
-"""Outputs and gradients of mild chunks: one reference point, half of the chunk's sum, for all pairs of a direction."""
+"""Outputs and gradients of mild chunks: one reference point, half of the chunk's sum, for all pairs of a direction.
+
+States come multiplied by exp of that half (`chunk_states`), so that the same decayed queries, or keys, meet them.
+"""
 
 import triton
 import triton.language as tl
 
-from .common import at, decaying, dot, load, load_gates, load_segments, locate, store
+from .common import LOG2_E, at, decaying, dot, load, load_segments, load_state, locate, narrow, store
+
+
+@triton.jit
+def _halves(pairs):
+    """1/2 where a pair is in, -1/2 where it is not."""
+    return tl.where(pairs, 0.5, -0.5)
 
 
 @triton.jit
 def _mild_decays(gates, pairs, GATE_TERMS: tl.constexpr):
-    """exp of the running sums of log-gates relative to half the whole sum, its inverse, and exp of that half, [C, K].
+    """exp of the running sums of log-gates relative to half of the whole sum, and its inverse, [C, K].
 
     pairs: which keys (columns) each query (row) sees.
     """
-    sums = dot(tl.where(pairs, 0.5, -0.5), gates, 1, GATE_TERMS)
-    half = dot(tl.full(pairs.shape, 0.5, tl.float32), gates, 1, GATE_TERMS)
-    return tl.exp2(sums), tl.exp2(-sums), tl.exp2(half)
+    sums = dot(_halves(pairs), gates, 1, GATE_TERMS) * LOG2_E
+    return tl.exp2(sums), tl.exp2(-sums)
 
 
-@triton.jit(do_not_specialize=["L", "N", "width"])
+@triton.jit(do_not_specialize=["L", "N", "width", "total"])
 def outputs(
     q, k, v, gates_f, gates_b, states, out, segments, sizes,
-    L, N, h, width, scale,
+    L, N, h, width, scale, total,
     q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
-    TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
+    ADJOINT: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
+    TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """out = scale * (scores v + decayed q states) of mild chunks; scores and states hold both directions."""
-    b, n, head, first, local, row_ok = locate(tl.program_id(0), N, h, L, sizes, width, C, HAS_SIZES)
+    """out = scale * (scores v + decayed q states) of mild chunks; scores and states hold both directions.
+
+    ADJOINT: the gradient of v. q and k have changed places, v is the gradient of the output, states that of the states.
+    """
     cols, vcols = tl.arange(0, BK), tl.arange(0, BV)
-    col_ok, vcol_ok = cols < K, vcols < V
-    states += ((b * h + head) * 2 * N + n) * V * K
-    gates_f = at(gates_f, b, head, first, gf_b, gf_h, gf_l)
-    gates_b = at(gates_b, b, head, first, gb_b, gb_h, gb_l)
-    q_i = load(at(q, b, head, first, q_b, q_h, q_l), local, cols, q_l, row_ok, col_ok).to(tl.float32)
-    k_i = load(at(k, b, head, first, k_b, k_h, k_l), local, cols, k_l, row_ok, col_ok).to(tl.float32)
-    v_i = load(at(v, b, head, first, v_b, v_h, v_l), local, vcols, v_l, row_ok, vcol_ok)
-    gf = load_gates(gates_f, local, cols, gf_l, row_ok, col_ok)
-    gb = load_gates(gates_b, local, cols, gb_l, row_ok, col_ok)
-    s_f = load(states, vcols, cols, K, vcol_ok, col_ok)
-    s_b = load(states + N.to(tl.int64) * V * K, vcols, cols, K, vcol_ok, col_ok)
-    if HAS_SEGMENTS:
-        own, before, behind, _, _ = load_segments(segments, local, first, L, C)
-        same = own[:, None] == own[None, :]
-
-    o = tl.zeros([C, BV], tl.float32)
-    for backward in tl.static_range(2):
-        if backward:
-            gates, state, pairs = gb, s_b, local[:, None] <= local[None, :]
-        else:
-            gates, state, pairs = gf, s_f, local[:, None] >= local[None, :]
-        of_q, of_k, border = _mild_decays(gates, pairs, GATE_TERMS)
-        q_d = q_i * of_q
-        scores = dot(q_d, tl.trans(k_i * of_k), SCORE_TERMS, TERMS)
-        q_d *= border
+    for slot in tl.range(tl.program_id(0), total, tl.num_programs(0), num_stages=STAGES):
+        # Loads stand where they are used: that is where registers begin to hold them.
+        b, n, head, first, local, row_ok = locate(slot, N, h, L, sizes, width, C, HAS_SIZES)
+        i, j = local[:, None], local[None, :]
         if HAS_SEGMENTS:
-            pairs = pairs & same
-            q_d = tl.where((own == (behind if backward else before))[:, None], q_d, 0.0)
-        o += dot(tl.where(pairs, scores, 0.0), v_i, TERMS, TERMS)
-        o += dot(q_d, tl.trans(state), SCORE_TERMS, TERMS)
-    store(out + ((b * L + first) * h + head) * V, local, vcols, h * V, local < L - first, vcol_ok, o * scale)
+            own, before, after, first_own, last_own = load_segments(segments, local, first, L, C)
+            if ADJOINT:
+                reach_f, reach_b = own == last_own, own == first_own
+            else:
+                reach_f, reach_b = own == before, own == after
+        state_f = states + ((b * h + head) * 2 * N + n) * V * K
+        q_i = load(at(q, b, head, first, q_b, q_h, q_l), local, cols, q_l, row_ok, K)
+        k_i = load(at(k, b, head, first, k_b, k_h, k_l), local, cols, k_l, row_ok, K)
+        scores = tl.zeros([C, C], tl.float32)
+        o = tl.zeros([C, BV], tl.float32)
+        for backward in tl.static_range(2):
+            if backward:
+                gates = load(at(gates_b, b, head, first, gb_b, gb_h, gb_l), local, cols, gb_l, row_ok, K)
+                below, above, state_at = i <= j, i >= j, state_f + N.to(tl.int64) * V * K
+            else:
+                gates = load(at(gates_f, b, head, first, gf_b, gf_h, gf_l), local, cols, gf_l, row_ok, K)
+                below, above, state_at = i >= j, i <= j, state_f
+            if ADJOINT:
+                of_k, of_q = _mild_decays(gates, below, GATE_TERMS)
+                pairs = above
+            else:
+                of_q, of_k = _mild_decays(gates, below, GATE_TERMS)
+                pairs = below
+            q_d = q_i.to(tl.float32) * of_q
+            k_d = k_i.to(tl.float32) * of_k
+            scores += tl.where(pairs, dot(q_d, tl.trans(k_d), SCORE_TERMS, TERMS), 0.0)
+            if HAS_SEGMENTS:
+                q_d = tl.where((reach_b if backward else reach_f)[:, None], q_d, 0.0)
+            o += dot(q_d, load_state(state_at, cols, vcols, K, V), SCORE_TERMS, TERMS)
+        if HAS_SEGMENTS:
+            scores = tl.where(own[:, None] == own[None, :], scores, 0.0)
+        v_i = load(at(v, b, head, first, v_b, v_h, v_l), local, vcols, v_l, row_ok, V)
+        o += dot(scores, v_i, TERMS, TERMS)
+        store(out + ((b * L + first) * h + head) * V, local, vcols, h * V, local < L - first, V, o * scale)
 
 
-@triton.jit(do_not_specialize=["L", "N", "width"])
+@triton.jit(do_not_specialize=["L", "N", "width", "total"])
 def gradients(
-    q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dv, dgates_f, dgates_b, segments, sizes,
-    L, N, h, width, scale,
+    q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dgates_f, dgates_b, segments, sizes,
+    L, N, h, width, scale, total,
     q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h, do_b, do_l, do_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
-    TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
+    TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of all five inputs in mild chunks; dstates[., d, n] is that of what chunk n adds to direction d."""
-    b, n, head, first, local, row_ok = locate(tl.program_id(0), N, h, L, sizes, width, C, HAS_SIZES)
+    """Gradients of q, k and both gates in mild chunks; dstates[., d, n] is that of what chunk n adds to direction d."""
     cols, vcols = tl.arange(0, BK), tl.arange(0, BV)
-    col_ok, vcol_ok = cols < K, vcols < V
-    store_ok = local < L - first
-    gates_f = at(gates_f, b, head, first, gf_b, gf_h, gf_l)
-    gates_b = at(gates_b, b, head, first, gb_b, gb_h, gb_l)
-    states_at = ((b * h + head) * 2 * N + n) * V * K
-    keys = ((b * L + first) * h + head) * K
-    v_i = load(at(v, b, head, first, v_b, v_h, v_l), local, vcols, v_l, row_ok, vcol_ok)
-    do_i = load(at(do, b, head, first, do_b, do_h, do_l), local, vcols, do_l, row_ok, vcol_ok)
-    q_i = load(at(q, b, head, first, q_b, q_h, q_l), local, cols, q_l, row_ok, col_ok)
-    k_i = load(at(k, b, head, first, k_b, k_h, k_l), local, cols, k_l, row_ok, col_ok)
-    if HAS_SEGMENTS:
-        own, before, behind, first_own, last_own = load_segments(segments, local, first, L, C)
-        gate_f_ok, gate_b_ok = decaying(segments, local, first, L, own, row_ok)
-        same = own[:, None] == own[None, :]
-
-    dq_i, dk_i = tl.zeros([C, BK], tl.float32), tl.zeros([C, BK], tl.float32)
-    dv_i = tl.zeros([C, BV], tl.float32)
-    for direction in range(2):  # not unrolled: both at once would need twice the registers that there are
-        backward = direction == 1
-        gates = load_gates(
-            tl.where(backward, gates_b, gates_f), local, cols, tl.where(backward, gb_l, gf_l), row_ok, col_ok
-        )
+    for slot in tl.range(tl.program_id(0), total, tl.num_programs(0), num_stages=STAGES):
+        # Loads stand where they are used: that is where registers begin to hold them.
+        b, n, head, first, local, row_ok = locate(slot, N, h, L, sizes, width, C, HAS_SIZES)
         i, j = local[:, None], local[None, :]
-        pairs = tl.where(backward, i <= j, i >= j)
-        pairs_t = tl.where(backward, i >= j, i <= j)  # rows are keys, columns queries
-        of_q, of_k, border = _mild_decays(gates, pairs, GATE_TERMS)
-        q_d, k_d = q_i.to(tl.float32) * of_q, k_i.to(tl.float32) * of_k
-        k_end = k_d * border
-        met_t = pairs_t
-        gate_ok = row_ok
-        if HAS_SEGMENTS:  # which queries the state from outside reaches, which keys reach the state that leaves
-            met_t = pairs_t & same
-            reach_q = (own == tl.where(backward, behind, before))[:, None]
-            reach_k = (own == tl.where(backward, first_own, last_own))[:, None]
-            through = tl.where(backward, behind == first_own, before == last_own)
-            k_end = tl.where(reach_k, k_end, 0.0)
-            gate_ok = tl.where(backward, gate_b_ok, gate_f_ok)
-        state_at = states_at + direction * N.to(tl.int64) * V * K
-        dstate = load(dstates + state_at, vcols, cols, K, vcol_ok, col_ok)
-        scores = dot(k_d, tl.trans(q_d), SCORE_TERMS, TERMS)
-        dv_i += dot(tl.where(met_t, scores, 0.0), do_i, TERMS, TERMS)
-        dv_i += dot(k_end, tl.trans(dstate), SCORE_TERMS, TERMS)
-
-        state = load(states + state_at, vcols, cols, K, vcol_ok, col_ok)
-        dq_d = dot(do_i, state, TERMS, TERMS) * border
-        dk_d = dot(v_i, dstate, TERMS, TERMS) * border
-        passing = state.to(tl.float32) * dstate.to(tl.float32)  # [V, K], before its decay across the chunk
+        state_f = ((b * h + head) * 2 * N + n) * V * K
+        keys = ((b * L + first) * h + head) * K
+        store_ok = local < L - first
+        v_i = load(at(v, b, head, first, v_b, v_h, v_l), local, vcols, v_l, row_ok, V)
+        do_i = load(at(do, b, head, first, do_b, do_h, do_l), local, vcols, do_l, row_ok, V)
+        dscores = dot(do_i, tl.trans(v_i), TERMS, TERMS)
         if HAS_SEGMENTS:
-            dq_d, dk_d = tl.where(reach_q, dq_d, 0.0), tl.where(reach_k, dk_d, 0.0)
-            passing = tl.where(through, passing, 0.0)
-        dgates = dot(tl.full([C, C], 1.0, tl.float32), k_d * dk_d, 1, GATE_TERMS)
-        dgates += dot(tl.full([C, BV], 1.0, tl.float32), passing, 1, GATE_TERMS) * border * border
-        ds = tl.where(met_t, dot(v_i, tl.trans(do_i), TERMS, TERMS), 0.0)
-        dk_d += dot(ds, q_d, TERMS, SCORE_TERMS)
-        dq_d += dot(tl.trans(ds), k_d, TERMS, SCORE_TERMS)
-        dq_i += dq_d * of_q
-        dk_i += dk_d * of_k
-        # Every pair counts once at its query and once, negatively, at its key: a sum over the tokens on the queries'
-        # side of a gate holds the pairs that the gate lies between; the others cancel, having the same factors twice.
-        dgates += dot(tl.where(pairs_t, 1.0, 0.0), q_d * dq_d - k_d * dk_d, 1, GATE_TERMS)
-        dgates = tl.where(gate_ok[:, None], dgates * scale, 0.0)
-        store(tl.where(backward, dgates_b, dgates_f) + keys, local, cols, h * K, store_ok, col_ok, dgates)
-    store(dq + keys, local, cols, h * K, store_ok, col_ok, tl.where(row_ok[:, None], dq_i * scale, 0.0))
-    store(dk + keys, local, cols, h * K, store_ok, col_ok, tl.where(row_ok[:, None], dk_i * scale, 0.0))
-    store(dv + ((b * L + first) * h + head) * V, local, vcols, h * V, store_ok, vcol_ok, dv_i * scale)
+            own, before, after, first_own, last_own = load_segments(segments, local, first, L, C)
+            gate_f_ok, gate_b_ok = decaying(segments, local, first, L, own, row_ok)
+            dscores = tl.where(own[:, None] == own[None, :], dscores, 0.0)
+        dscores = narrow(dscores, TERMS)
+        dscores_t = tl.trans(dscores)
+        q_i = load(at(q, b, head, first, q_b, q_h, q_l), local, cols, q_l, row_ok, K)
+        k_i = load(at(k, b, head, first, k_b, k_h, k_l), local, cols, k_l, row_ok, K)
+        dq_i, dk_i = tl.zeros([C, BK], tl.float32), tl.zeros([C, BK], tl.float32)
+        for backward in tl.static_range(2):
+            if backward:
+                gates = load(at(gates_b, b, head, first, gb_b, gb_h, gb_l), local, cols, gb_l, row_ok, K)
+                pairs, pairs_t = i <= j, i >= j
+                state_at = state_f + N.to(tl.int64) * V * K
+            else:
+                gates = load(at(gates_f, b, head, first, gf_b, gf_h, gf_l), local, cols, gf_l, row_ok, K)
+                pairs, pairs_t = i >= j, i <= j
+                state_at = state_f
+            of_q, of_k = _mild_decays(gates, pairs, GATE_TERMS)
+            q_d, k_d = q_i.to(tl.float32) * of_q, k_i.to(tl.float32) * of_k
+            state = load_state(states + state_at, cols, vcols, K, V)
+            dq_d = dot(do_i, tl.trans(state), TERMS, TERMS)
+            dstate = load_state(dstates + state_at, cols, vcols, K, V)
+            dk_d = dot(v_i, tl.trans(dstate), TERMS, TERMS)
+            passing = tl.sum(state.to(tl.float32) * dstate.to(tl.float32), 1)
+            gate_ok = row_ok
+            if HAS_SEGMENTS:
+                if backward:
+                    reach_q, reach_k, through, gate_ok = own == after, own == first_own, after == first_own, gate_b_ok
+                else:
+                    reach_q, reach_k, through, gate_ok = own == before, own == last_own, before == last_own, gate_f_ok
+                dq_d, dk_d = tl.where(reach_q[:, None], dq_d, 0.0), tl.where(reach_k[:, None], dk_d, 0.0)
+                passing = tl.where(through, passing, 0.0)
+            leaving = k_d * dk_d  # keys' share in the gradient of a decay of the state that leaves
+            dq_d += dot(tl.where(pairs, dscores, 0.0), k_d, TERMS, SCORE_TERMS)
+            dk_d += dot(tl.where(pairs_t, dscores_t, 0.0), q_d, TERMS, SCORE_TERMS)
+            dq_i += dq_d * of_q
+            dk_i += dk_d * of_k
+            # Every pair counts once at its query and once, negatively, at its key: a sum over the tokens on the
+            # queries' side of a gate holds the pairs that the gate lies between; the others cancel. Half of the whole
+            # sum and half of the difference between the two sides make that sum.
+            differences = q_d * dq_d - k_d * dk_d
+            dgate = dot(_halves(pairs_t), differences, 1, SCORE_TERMS)
+            dgate += (tl.sum(leaving + 0.5 * differences, 0) + passing)[None, :]
+            dgate = tl.where(gate_ok[:, None], dgate * scale, 0.0)
+            store((dgates_b if backward else dgates_f) + keys, local, cols, h * K, store_ok, K, dgate)
+        store(dq + keys, local, cols, h * K, store_ok, K, dq_i * scale)
+        store(dk + keys, local, cols, h * K, store_ok, K, dk_i * scale)

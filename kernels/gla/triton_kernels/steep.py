@@ -6,11 +6,29 @@ Blocks of 2m tokens, m = 1, 2, .. C / 2, with their middle as the reference poin
 import triton
 import triton.language as tl
 
-from .common import at, decaying, dot, load, load_gates, load_neighbour_gates, load_segments, locate, store
+from .common import (
+    LOG2_E,
+    at,
+    decaying,
+    dot,
+    load,
+    load_gates,
+    load_neighbour_gates,
+    load_segments,
+    load_state,
+    locate,
+    store,
+)
 
 
 @triton.jit
-def _level(gf, gb, local, level):
+def exp(x):
+    """e ** x."""
+    return tl.exp2(x * LOG2_E)
+
+
+@triton.jit
+def _level(gf, gb, local, level, GATE_TERMS: tl.constexpr):
     """Halves of blocks of 2m = 2 ** (level + 1) tokens: decays of queries and keys to the middle of their block.
 
     Returns the factors of queries and keys [C, K]; the pairs that meet at this level and the sums that made the
@@ -22,7 +40,7 @@ def _level(gf, gb, local, level):
     pairs = ((i >> (level + 1)) == (j >> (level + 1))) & (same_half == 0)
     sums_f = tl.where(same_half & tl.where(right[:, None], j <= i, j > i), 1.0, 0.0)
     sums_b = tl.where(same_half & tl.where(right[:, None], j < i, j >= i), 1.0, 0.0)
-    decay_f, decay_b = tl.exp2(dot(sums_f, gf, 1, 3)), tl.exp2(dot(sums_b, gb, 1, 3))
+    decay_f, decay_b = exp(dot(sums_f, gf, 1, GATE_TERMS)), exp(dot(sums_b, gb, 1, GATE_TERMS))
     of_q = tl.where(right[:, None], decay_f, decay_b)
     of_k = tl.where(right[:, None], decay_b, decay_f)
     return of_q, of_k, pairs, sums_f, sums_b, right
@@ -32,20 +50,20 @@ def _level(gf, gb, local, level):
 def _steep_scores(
     q, k, gates_f, gates_b, q_l, k_l, gf_l, gb_l, local, row_ok,
     K: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, SCORE_TERMS: tl.constexpr, TERMS: tl.constexpr,
+    GATE_TERMS: tl.constexpr,
 ):  # fmt: skip
     """Decayed q k^T of one chunk, [C, C]: forward gates below the diagonal, backward gates above, twice q k on it."""
     scores = tl.zeros([C, C], tl.float32)
     for tile in range(tl.cdiv(K, BK)):
         cols = tile * BK + tl.arange(0, BK)
-        col_ok = cols < K
-        q_i = load(q, local, cols, q_l, row_ok, col_ok).to(tl.float32)
-        k_i = load(k, local, cols, k_l, row_ok, col_ok).to(tl.float32)
-        gf = load_gates(gates_f, local, cols, gf_l, row_ok, col_ok)
-        gb = load_gates(gates_b, local, cols, gb_l, row_ok, col_ok)
+        q_i = load(q, local, cols, q_l, row_ok, K).to(tl.float32)
+        k_i = load(k, local, cols, k_l, row_ok, K).to(tl.float32)
+        gf = load_gates(gates_f, local, cols, gf_l, row_ok, K)
+        gb = load_gates(gates_b, local, cols, gb_l, row_ok, K)
         scores += tl.where(local[:, None] == local[None, :], 2 * tl.sum(q_i * k_i, 1)[:, None], 0.0)
         level = 0
         while (1 << level) < C:
-            of_q, of_k, pairs, _, _, _ = _level(gf, gb, local, level)
+            of_q, of_k, pairs, _, _, _ = _level(gf, gb, local, level, GATE_TERMS)
             scores += tl.where(pairs, dot(q_i * of_q, tl.trans(k_i * of_k), SCORE_TERMS, TERMS), 0.0)
             level += 1
     return scores
@@ -53,7 +71,16 @@ def _steep_scores(
 
 @triton.jit
 def _steep_score_gradients(
-    q, k, gf, gb, dscores, local, C: tl.constexpr, TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr
+    q,
+    k,
+    gf,
+    gb,
+    dscores,
+    local,
+    C: tl.constexpr,
+    TERMS: tl.constexpr,
+    SCORE_TERMS: tl.constexpr,
+    GATE_TERMS: tl.constexpr,
 ):
     """From the gradient of the scores: those of q, k and of both log-gates, as far as pairs inside the chunk go."""
     diagonal = 2 * tl.sum(tl.where(local[:, None] == local[None, :], dscores, 0.0), 1)[:, None]
@@ -61,7 +88,7 @@ def _steep_score_gradients(
     dgf, dgb = tl.zeros_like(q), tl.zeros_like(q)
     level = 0
     while (1 << level) < C:
-        of_q, of_k, pairs, sums_f, sums_b, right = _level(gf, gb, local, level)
+        of_q, of_k, pairs, sums_f, sums_b, right = _level(gf, gb, local, level, GATE_TERMS)
         ds = tl.where(pairs, dscores, 0.0)
         dq_m = dot(ds, k * of_k, TERMS, SCORE_TERMS) * of_q
         dk_m = dot(tl.trans(ds), q * of_q, TERMS, SCORE_TERMS) * of_k
@@ -70,48 +97,67 @@ def _steep_score_gradients(
         # Each factor hands its gradient to the gates in its sum: additions only.
         to_f = tl.where(right[:, None], dq_m * q, dk_m * k)
         to_b = tl.where(right[:, None], dk_m * k, dq_m * q)
-        dgf += dot(tl.trans(sums_f), to_f, 1, 3)
-        dgb += dot(tl.trans(sums_b), to_b, 1, 3)
+        dgf += dot(tl.trans(sums_f), to_f, 1, SCORE_TERMS)
+        dgb += dot(tl.trans(sums_b), to_b, 1, SCORE_TERMS)
         level += 1
     return dq, dk, dgf, dgb
 
 
 @triton.jit
-def _any_steep(steep, slots, total, TILES: tl.constexpr, ALL: tl.constexpr):
-    """Whether any of these chunks is steep, in any tile of its channels."""
-    found = slots < 0
-    for tile in range(TILES):
-        found = found | (tl.load(steep + slots * TILES + tile, mask=slots < total, other=0) != 0)
-    return ALL | (tl.max(found.to(tl.int32)) > 0)
+def _any_steep(steep, slots, total, ALL: tl.constexpr):
+    """Whether any of these chunks is steep, in either direction."""
+    if ALL:
+        return True
+    flags = tl.load(steep + slots, mask=slots < total, other=0) | tl.load(
+        steep + total + slots, mask=slots < total, other=0
+    )
+    return tl.max(flags.to(tl.int32)) > 0
+
+
+@triton.jit
+def _are_mild(steep, slot, total, ALL: tl.constexpr):
+    """Whether the forward, and the backward, direction of a chunk is mild."""
+    if ALL:
+        return False, False
+    return tl.load(steep + slot) == 0, tl.load(steep + total + slot) == 0
+
+
+@triton.jit
+def _log_factor(gates, mild):
+    """The logarithm of the factor that a state comes with (`chunk_states`), [K]."""
+    return tl.where(mild, 0.5 * tl.sum(gates, 0), 0.0)
 
 
 @triton.jit(do_not_specialize=["L", "N", "width", "total"])
 def steep_outputs(
     q, k, v, gates_f, gates_b, states, out, segments, sizes,
-    L, N, h, width, scale,
-    q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h, steep, total,
-    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, TILES: tl.constexpr,
+    L, N, h, width, scale, total,
+    q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h, steep,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr, ALL: tl.constexpr,
-    TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr,
+    TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
 ):  # fmt: skip
     """`outputs` for steep chunks, or for ALL; any K and V, in tiles of BK and BV. A program looks for its chunks."""
     for start in range(tl.program_id(0), total, 64 * tl.num_programs(0)):
-        if _any_steep(steep, start + tl.num_programs(0) * tl.arange(0, 64), total, TILES, ALL):
+        if _any_steep(steep, start + tl.num_programs(0) * tl.arange(0, 64), total, ALL):
             for slot in range(start, tl.minimum(total, start + 64 * tl.num_programs(0)), tl.num_programs(0)):
-                if _any_steep(steep, slot + tl.arange(0, 1), total, TILES, ALL):
+                if _any_steep(steep, slot + tl.arange(0, 1), total, ALL):
+                    mild_f, mild_b = _are_mild(steep, slot, total, ALL)
                     _steep_outputs(
-                        slot, q, k, v, gates_f, gates_b, states, out, segments, sizes, L, N, h, width, scale,
+                        slot, mild_f, mild_b, q, k, v, gates_f, gates_b, states, out, segments, sizes,
+                        L, N, h, width, scale,
                         q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h,
-                        K, V, C, BK, BV, HAS_SEGMENTS, HAS_SIZES, TERMS, SCORE_TERMS,
+                        K, V, C, BK, BV, HAS_SEGMENTS, HAS_SIZES, TERMS, SCORE_TERMS, GATE_TERMS,
                     )  # fmt: skip
 
 
 @triton.jit
 def _steep_outputs(
-    slot, q, k, v, gates_f, gates_b, states, out, segments, sizes, L, N, h, width, scale,
+    slot, mild_f, mild_b, q, k, v, gates_f, gates_b, states, out, segments, sizes, L, N, h, width, scale,
     q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr, TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr,
+    HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
+    TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
 ):  # fmt: skip
     b, n, head, first, local, row_ok = locate(slot, N, h, L, sizes, width, C, HAS_SIZES)
     states_f = states + ((b * h + head) * 2 * N + n) * V * K
@@ -124,58 +170,61 @@ def _steep_outputs(
     if HAS_SEGMENTS:
         own, before, after, _, _ = load_segments(segments, local, first, L, C)
 
-    scores = _steep_scores(q, k, gates_f, gates_b, q_l, k_l, gf_l, gb_l, local, row_ok, K, C, BK, SCORE_TERMS, TERMS)
+    scores = _steep_scores(
+        q, k, gates_f, gates_b, q_l, k_l, gf_l, gb_l, local, row_ok, K, C, BK, SCORE_TERMS, TERMS, GATE_TERMS
+    )
     if HAS_SEGMENTS:
         scores = tl.where(own[:, None] == own[None, :], scores, 0.0)
     for vtile in range(tl.cdiv(V, BV)):
         vcols = vtile * BV + tl.arange(0, BV)
-        vcol_ok = vcols < V
-        o = dot(scores, load(v, local, vcols, v_l, row_ok, vcol_ok), TERMS, TERMS)
+        o = dot(scores, load(v, local, vcols, v_l, row_ok, V), TERMS, TERMS)
         for tile in range(tl.cdiv(K, BK)):
             cols = tile * BK + tl.arange(0, BK)
-            col_ok = cols < K
-            q_i = load(q, local, cols, q_l, row_ok, col_ok).to(tl.float32)
-            gf = load_gates(gates_f, local, cols, gf_l, row_ok, col_ok)
-            gb = load_gates(gates_b, local, cols, gb_l, row_ok, col_ok)
-            q_f, q_r = q_i * tl.exp2(tl.cumsum(gf, 0)), q_i * tl.exp2(tl.cumsum(gb, 0, reverse=True))
+            q_i = load(q, local, cols, q_l, row_ok, K).to(tl.float32)
+            gf = load_gates(gates_f, local, cols, gf_l, row_ok, K)
+            gb = load_gates(gates_b, local, cols, gb_l, row_ok, K)
+            q_f = q_i * exp(tl.cumsum(gf, 0) - _log_factor(gf, mild_f)[None, :])
+            q_r = q_i * exp(tl.cumsum(gb, 0, reverse=True) - _log_factor(gb, mild_b)[None, :])
             if HAS_SEGMENTS:
                 q_f = tl.where((own == before)[:, None], q_f, 0.0)
                 q_r = tl.where((own == after)[:, None], q_r, 0.0)
-            o += dot(q_f, tl.trans(load(states_f, vcols, cols, K, vcol_ok, col_ok)), SCORE_TERMS, TERMS)
-            o += dot(q_r, tl.trans(load(states_b, vcols, cols, K, vcol_ok, col_ok)), SCORE_TERMS, TERMS)
+            o += dot(q_f, load_state(states_f, cols, vcols, K, V), SCORE_TERMS, TERMS)
+            o += dot(q_r, load_state(states_b, cols, vcols, K, V), SCORE_TERMS, TERMS)
         out_i = out + ((b * L + first) * h + head) * V
-        store(out_i, local, vcols, h * V, local < L - first, vcol_ok, o * scale)
+        store(out_i, local, vcols, h * V, local < L - first, V, o * scale)
 
 
 @triton.jit(do_not_specialize=["L", "N", "width", "total"])
 def steep_gradients(
     q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dv, dgates_f, dgates_b, segments, sizes,
-    L, N, h, width, scale,
-    q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h, do_b, do_l, do_h, steep, total,
-    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, TILES: tl.constexpr,
+    L, N, h, width, scale, total,
+    q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h, do_b, do_l, do_h, steep,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr, ALL: tl.constexpr,
-    TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr,
+    TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
 ):  # fmt: skip
     """`gradients` for steep chunks, or for ALL; any K and V, in tiles of BK and BV. A program looks for its chunks."""
     for start in range(tl.program_id(0), total, 64 * tl.num_programs(0)):
-        if _any_steep(steep, start + tl.num_programs(0) * tl.arange(0, 64), total, TILES, ALL):
+        if _any_steep(steep, start + tl.num_programs(0) * tl.arange(0, 64), total, ALL):
             for slot in range(start, tl.minimum(total, start + 64 * tl.num_programs(0)), tl.num_programs(0)):
-                if _any_steep(steep, slot + tl.arange(0, 1), total, TILES, ALL):
+                if _any_steep(steep, slot + tl.arange(0, 1), total, ALL):
+                    mild_f, mild_b = _are_mild(steep, slot, total, ALL)
                     _steep_gradients(
-                        slot, q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dv, dgates_f, dgates_b,
-                        segments, sizes, L, N, h, width, scale,
+                        slot, mild_f, mild_b, q, k, v, gates_f, gates_b, states, do, dstates,
+                        dq, dk, dv, dgates_f, dgates_b, segments, sizes, L, N, h, width, scale,
                         q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h,
-                        do_b, do_l, do_h, K, V, C, BK, BV, HAS_SEGMENTS, HAS_SIZES, TERMS, SCORE_TERMS,
+                        do_b, do_l, do_h, K, V, C, BK, BV, HAS_SEGMENTS, HAS_SIZES, TERMS, SCORE_TERMS, GATE_TERMS,
                     )  # fmt: skip
 
 
 @triton.jit
 def _steep_gradients(
-    slot, q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dv, dgates_f, dgates_b, segments, sizes,
-    L, N, h, width, scale,
+    slot, mild_f, mild_b, q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dv, dgates_f, dgates_b,
+    segments, sizes, L, N, h, width, scale,
     q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h, do_b, do_l, do_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr, TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr,
+    HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
+    TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
 ):  # fmt: skip
     b, n, head, first, local, row_ok = locate(slot, N, h, L, sizes, width, C, HAS_SIZES)
     store_ok = local < L - first
@@ -194,12 +243,14 @@ def _steep_gradients(
         gate_f_ok, gate_b_ok = decaying(segments, local, first, L, own, row_ok)
 
     # The scores and their gradient, from all of K and all of V
-    scores = _steep_scores(q, k, gates_f, gates_b, q_l, k_l, gf_l, gb_l, local, row_ok, K, C, BK, SCORE_TERMS, TERMS)
+    scores = _steep_scores(
+        q, k, gates_f, gates_b, q_l, k_l, gf_l, gb_l, local, row_ok, K, C, BK, SCORE_TERMS, TERMS, GATE_TERMS
+    )
     dscores = tl.zeros([C, C], tl.float32)
     for vtile in range(tl.cdiv(V, BV)):
         vcols = vtile * BV + tl.arange(0, BV)
-        v_i = load(v, local, vcols, v_l, row_ok, vcols < V)
-        do_i = load(do, local, vcols, do_l, row_ok, vcols < V)
+        v_i = load(v, local, vcols, v_l, row_ok, V)
+        do_i = load(do, local, vcols, do_l, row_ok, V)
         dscores += dot(do_i, tl.trans(v_i), TERMS, TERMS)
     dscores *= scale
     if HAS_SEGMENTS:
@@ -210,33 +261,35 @@ def _steep_gradients(
     # dv, tile by tile of V
     for vtile in range(tl.cdiv(V, BV)):
         vcols = vtile * BV + tl.arange(0, BV)
-        vcol_ok = vcols < V
-        dv_i = dot(scores_t, load(do, local, vcols, do_l, row_ok, vcol_ok), TERMS, TERMS)
+        dv_i = dot(scores_t, load(do, local, vcols, do_l, row_ok, V), TERMS, TERMS)
         for tile in range(tl.cdiv(K, BK)):
             cols = tile * BK + tl.arange(0, BK)
-            col_ok = cols < K
-            k_i = load(k, local, cols, k_l, row_ok, col_ok).to(tl.float32)
+            k_i = load(k, local, cols, k_l, row_ok, K).to(tl.float32)
+            log_f = _log_factor(load_gates(gates_f, local, cols, gf_l, row_ok, K), mild_f)
+            log_b = _log_factor(load_gates(gates_b, local, cols, gb_l, row_ok, K), mild_b)
             gf, gb = load_neighbour_gates(
-                gates_f, gates_b, gf_l, gb_l, local, cols, col_ok, first, L, sizes, b, width, C, HAS_SIZES
+                gates_f, gates_b, gf_l, gb_l, local, cols, first, L, sizes, b, width, K, C, HAS_SIZES
             )
-            k_f, k_r = k_i * tl.exp2(tl.cumsum(gf, 0, reverse=True)), k_i * tl.exp2(tl.cumsum(gb, 0))
+            k_f = k_i * exp(tl.cumsum(gf, 0, reverse=True) - log_f[None, :])
+            k_r = k_i * exp(tl.cumsum(gb, 0) - log_b[None, :])
             if HAS_SEGMENTS:
                 k_f = tl.where((own == last_own)[:, None], k_f, 0.0)
                 k_r = tl.where((own == first_own)[:, None], k_r, 0.0)
-            dv_i += dot(k_f, tl.trans(load(dstates + states_f, vcols, cols, K, vcol_ok, col_ok)), SCORE_TERMS, TERMS)
-            dv_i += dot(k_r, tl.trans(load(dstates + states_b, vcols, cols, K, vcol_ok, col_ok)), SCORE_TERMS, TERMS)
+            dv_i += dot(k_f, load_state(dstates + states_f, cols, vcols, K, V), SCORE_TERMS, TERMS)
+            dv_i += dot(k_r, load_state(dstates + states_b, cols, vcols, K, V), SCORE_TERMS, TERMS)
         dv_tile = dv + ((b * L + first) * h + head) * V
-        store(dv_tile, local, vcols, h * V, store_ok, vcol_ok, dv_i * scale)
+        store(dv_tile, local, vcols, h * V, store_ok, V, dv_i * scale)
 
     # dq, dk and the gates, tile by tile of K
     for tile in range(tl.cdiv(K, BK)):
         cols = tile * BK + tl.arange(0, BK)
-        col_ok = cols < K
-        q_i = load(q, local, cols, q_l, row_ok, col_ok).to(tl.float32)
-        k_i = load(k, local, cols, k_l, row_ok, col_ok).to(tl.float32)
-        gf = load_gates(gates_f, local, cols, gf_l, row_ok, col_ok)
-        gb = load_gates(gates_b, local, cols, gb_l, row_ok, col_ok)
-        dq_i, dk_i, dgf, dgb = _steep_score_gradients(q_i, k_i, gf, gb, dscores, local, C, TERMS, SCORE_TERMS)
+        q_i = load(q, local, cols, q_l, row_ok, K).to(tl.float32)
+        k_i = load(k, local, cols, k_l, row_ok, K).to(tl.float32)
+        gf = load_gates(gates_f, local, cols, gf_l, row_ok, K)
+        gb = load_gates(gates_b, local, cols, gb_l, row_ok, K)
+        dq_i, dk_i, dgf, dgb = _steep_score_gradients(
+            q_i, k_i, gf, gb, dscores, local, C, TERMS, SCORE_TERMS, GATE_TERMS
+        )
 
         # Gradients of the decayed queries and keys that meet the states
         dq_f, dq_r = tl.zeros([C, BK], tl.float32), tl.zeros([C, BK], tl.float32)
@@ -244,13 +297,12 @@ def _steep_gradients(
         across_f, across_b = tl.zeros([BK], tl.float32), tl.zeros([BK], tl.float32)
         for vtile in range(tl.cdiv(V, BV)):
             vcols = vtile * BV + tl.arange(0, BV)
-            vcol_ok = vcols < V
-            v_i = load(v, local, vcols, v_l, row_ok, vcol_ok)
-            do_i = load(do, local, vcols, do_l, row_ok, vcol_ok)
-            s_f = load(states + states_f, vcols, cols, K, vcol_ok, col_ok)
-            s_b = load(states + states_b, vcols, cols, K, vcol_ok, col_ok)
-            ds_f = load(dstates + states_f, vcols, cols, K, vcol_ok, col_ok)
-            ds_b = load(dstates + states_b, vcols, cols, K, vcol_ok, col_ok)
+            v_i = load(v, local, vcols, v_l, row_ok, V)
+            do_i = load(do, local, vcols, do_l, row_ok, V)
+            s_f = tl.trans(load_state(states + states_f, cols, vcols, K, V))
+            s_b = tl.trans(load_state(states + states_b, cols, vcols, K, V))
+            ds_f = tl.trans(load_state(dstates + states_f, cols, vcols, K, V))
+            ds_b = tl.trans(load_state(dstates + states_b, cols, vcols, K, V))
             dq_f += dot(do_i, s_f, TERMS, TERMS)
             dq_r += dot(do_i, s_b, TERMS, TERMS)
             dk_f += dot(v_i, ds_f, TERMS, TERMS)
@@ -258,15 +310,16 @@ def _steep_gradients(
             across_f += tl.sum(s_f.to(tl.float32) * ds_f.to(tl.float32), 0)
             across_b += tl.sum(s_b.to(tl.float32) * ds_b.to(tl.float32), 0)
 
-        dq_f *= tl.exp2(tl.cumsum(gf, 0)) * scale
-        dq_r *= tl.exp2(tl.cumsum(gb, 0, reverse=True)) * scale
-        across_f *= tl.exp2(tl.sum(gf, 0)) * scale
-        across_b *= tl.exp2(tl.sum(gb, 0)) * scale
+        log_f, log_b = _log_factor(gf, mild_f), _log_factor(gb, mild_b)
+        dq_f *= exp(tl.cumsum(gf, 0) - log_f[None, :]) * scale
+        dq_r *= exp(tl.cumsum(gb, 0, reverse=True) - log_b[None, :]) * scale
+        across_f *= exp(tl.sum(gf, 0) - 2 * log_f) * scale
+        across_b *= exp(tl.sum(gb, 0) - 2 * log_b) * scale
         gf, gb = load_neighbour_gates(
-            gates_f, gates_b, gf_l, gb_l, local, cols, col_ok, first, L, sizes, b, width, C, HAS_SIZES
+            gates_f, gates_b, gf_l, gb_l, local, cols, first, L, sizes, b, width, K, C, HAS_SIZES
         )
-        dk_f *= tl.exp2(tl.cumsum(gf, 0, reverse=True)) * scale
-        dk_r *= tl.exp2(tl.cumsum(gb, 0)) * scale
+        dk_f *= exp(tl.cumsum(gf, 0, reverse=True) - log_f[None, :]) * scale
+        dk_r *= exp(tl.cumsum(gb, 0) - log_b[None, :]) * scale
         if HAS_SEGMENTS:
             dq_f = tl.where((own == before)[:, None], dq_f, 0.0)
             dq_r = tl.where((own == after)[:, None], dq_r, 0.0)
@@ -280,7 +333,7 @@ def _steep_gradients(
         from_k_f, from_k_r = k_i * dk_f, k_i * dk_r
         dgf += tl.cumsum(q_i * dq_f, 0, reverse=True) + tl.cumsum(from_k_f, 0) - from_k_f + across_f[None, :]
         dgb += tl.cumsum(q_i * dq_r, 0) + tl.cumsum(from_k_r, 0, reverse=True) - from_k_r + across_b[None, :]
-        store(dq + keys, local, cols, h * K, store_ok, col_ok, tl.where(row_ok[:, None], dq_i, 0.0))
-        store(dk + keys, local, cols, h * K, store_ok, col_ok, tl.where(row_ok[:, None], dk_i, 0.0))
-        store(dgates_f + keys, local, cols, h * K, store_ok, col_ok, tl.where(gate_f_ok[:, None], dgf, 0.0))
-        store(dgates_b + keys, local, cols, h * K, store_ok, col_ok, tl.where(gate_b_ok[:, None], dgb, 0.0))
+        store(dq + keys, local, cols, h * K, store_ok, K, tl.where(row_ok[:, None], dq_i, 0.0))
+        store(dk + keys, local, cols, h * K, store_ok, K, tl.where(row_ok[:, None], dk_i, 0.0))
+        store(dgates_f + keys, local, cols, h * K, store_ok, K, tl.where(gate_f_ok[:, None], dgf, 0.0))
+        store(dgates_b + keys, local, cols, h * K, store_ok, K, tl.where(gate_b_ok[:, None], dgb, 0.0))
