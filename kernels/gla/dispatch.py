@@ -52,8 +52,8 @@ def bidirectional_gla(
             strong. Their type may be wider than that of `q`.
         scale: factor on the queries; ``K ** -0.5`` if None.
         impl: ``'naive'`` (the definition), ``'chunk'`` (PyTorch, any device, linear in L), ``'triton'`` (fused
-            kernels for NVIDIA GPUs) or ``'auto'``, for now the chunked form everywhere: the Triton form has to be asked
-            for until all its tests have passed on a GPU.
+            kernels for NVIDIA GPUs) or ``'auto'``: the Triton form where it runs (a GPU of compute capability 8.0 or
+            higher, any type but float64), else the chunked form.
         cu_seqlens: packed sequences, which do not see each other: B is 1, and sequence i holds the tokens
             ``cu_seqlens[i]`` to ``cu_seqlens[i + 1]`` (excluded). ``[S + 1]``, integers on the device of `q`, from 0
             to L, ascending; that is checked on the CPU alone, where it costs no synchronisation.
@@ -75,7 +75,7 @@ def bidirectional_gla(
     _check_valid_sizes(valid_sizes, width, q)
     if scale is None:
         scale = q.shape[-1] ** -0.5
-    function = select_implementation(impl)
+    function = select_implementation(impl, q, k, v)
     if function is _triton_bidirectional_gla:
         return function(q, k, v, log_gate_fwd, log_gate_bwd, scale, segments, valid_sizes, width or 1)
     if segments is not None:
@@ -87,16 +87,29 @@ def bidirectional_gla(
     return function(*inputs, scale)
 
 
-def select_implementation(impl: str) -> Callable[..., Tensor]:
-    """The function behind a name."""
+def select_implementation(impl: str, q: Tensor, k: Tensor, v: Tensor) -> Callable[..., Tensor]:
+    """The function behind a name; for ``'auto'``, the fastest that takes these tensors."""
     if impl == "auto":
-        impl = "chunk"
+        impl = "triton" if _triton_takes(q, k, v) else "chunk"
     if impl not in IMPLEMENTATIONS:
         missing = "; install triton for 'triton'" if impl == "triton" else ""
         raise ValueError(
             f"impl={impl!r} is not available: expected 'auto' or one of {sorted(IMPLEMENTATIONS)}{missing}"
         )
     return IMPLEMENTATIONS[impl]
+
+
+def _triton_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    if q.device.type != "cuda" or q.dtype == torch.float64 or "triton" not in IMPLEMENTATIONS:
+        return False
+    # Autocast brings q, k and v to one type; without it the chunked form does.
+    one_type = q.dtype == k.dtype == v.dtype or torch.is_autocast_enabled("cuda")
+    return one_type and _has_bfloat16_products(q.device.index)
+
+
+@torch.compiler.assume_constant_result
+def _has_bfloat16_products(index: int | None) -> bool:
+    return torch.version.cuda is not None and torch.cuda.get_device_capability(index) >= (8, 0)
 
 
 def _segments(cu_seqlens: Tensor | None, q: Tensor) -> Tensor | None:

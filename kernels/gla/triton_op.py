@@ -5,7 +5,6 @@
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,6 +13,15 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.utils.flop_counter import register_flop_formula
 
+from ..launch import (
+    multiprocessors,
+    on_device,
+    register_autocast,
+    require_gpu,
+    shared_memory,
+    strides,
+    with_unit_stride,
+)
 from . import triton_kernels as kernels
 
 # Tokens of a chunk, a multiple of 16. With 64, Triton would use Hopper's asynchronous matrix instructions (wgmma), and
@@ -21,10 +29,12 @@ from . import triton_kernels as kernels
 CHUNK = 32
 # Programs per multiprocessor. Each walks over chunks and loads the next one while it computes.
 PROGRAMS = 8
-# How many chunks ahead, and one.
+# Chunks in flight: the one that is computed and those that are being loaded.
 STAGES = 2
-# The same for steep chunks: they are rare, and looking for them should cost little.
+# Programs per multiprocessor for steep chunks: they are rare, and looking for them should cost little.
 STEEP_PROGRAMS = 4
+# Shared memory that `gradients` uses beside what it loads, at most, in bytes.
+SCRATCH = 16 * 1024
 
 
 def triton_bidirectional_gla(
@@ -52,11 +62,7 @@ def triton_bidirectional_gla(
         TypeError: if q, k and v differ in type, or have a type that Triton does not multiply (float64).
         RuntimeError: for tensors that are not on a GPU, outside of Triton's interpreter.
     """
-    if q.device.type != "cuda" and not kernels.INTERPRETED:
-        raise RuntimeError(
-            f"impl='triton' needs CUDA tensors, got {q.device}: use impl='chunk', or set TRITON_INTERPRET=1 before "
-            "Python starts to run the kernels in Triton's (slow) interpreter"
-        )
+    require_gpu(q, "chunk")
     if q.dtype == torch.float64:
         raise TypeError("impl='triton' has no float64 form: use impl='chunk', or float32")
     return _forward(q, k, v, log_gate_fwd, log_gate_bwd, segments, valid_sizes, width, scale)[0]
@@ -87,32 +93,24 @@ def _terms(dtype: torch.dtype, *gate_dtypes: torch.dtype) -> dict[str, int]:
     return terms | dict(GATE_TERMS=min(terms["GATE_TERMS"], exact))
 
 
-def _is_one_tile(K: int, V: int, dtype: torch.dtype) -> bool:
+def _is_one_tile(K: int, V: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether all of K and V fit into one tile, which the kernels for mild chunks ask for."""
-    return max(K, V) <= (128 if dtype == torch.bfloat16 else 64)
+    if max(K, V) > (128 if dtype == torch.bfloat16 else 64):
+        return False
+    BK, BV = _block(K, 128), _block(V, 128)
+    tokens = CHUNK * (2 * (BK + BV) * dtype.itemsize + 2 * BK * 4)  # q, k, v, gradient of the output, gates
+    states = 4 * BK * BV * _state_dtype(dtype).itemsize
+    return tokens + states + SCRATCH <= shared_memory(device)
 
 
 def _block(size: int, largest: int) -> int:
     return min(max(triton.next_power_of_2(size), 16), largest)
 
 
-def _strides(*tensors: Tensor) -> list[int]:
-    return [stride for x in tensors for stride in x.stride()[:3]]
-
-
-def _with_unit_stride(*tensors: Tensor) -> list[Tensor]:
-    return [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
-
-
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
 def _stretches(N: int, walks: int, device: torch.device) -> tuple[int, int]:
     """Chunks of a stretch and their number, so that `walks` times as many programs fill the GPU."""
-    multiprocessors = _multiprocessors(device)
-    M = 1 if walks >= PROGRAMS // 2 * multiprocessors else min(N, triton.cdiv(PROGRAMS * multiprocessors, walks))
+    programs = PROGRAMS * multiprocessors(device)
+    M = 1 if walks >= programs // 2 else min(N, triton.cdiv(programs, walks))
     G = triton.cdiv(N, M)
     return G, triton.cdiv(N, G)
 
@@ -125,7 +123,7 @@ def _enter_states(
     B, L, h, K = x.shape
     V = y.shape[-1]
     N = _num_chunks(L)
-    one_tile = _is_one_tile(K, V, x.dtype)
+    one_tile = _is_one_tile(K, V, x.dtype, x.device)
     BK, BV = _block(K, 128 if one_tile else 64), _block(V, 64)
     tiles = triton.cdiv(K, BK) * triton.cdiv(V, BV)
     G, M = _stretches(N, B * h * 2 * tiles, x.device)
@@ -136,7 +134,7 @@ def _enter_states(
     steep = x.new_empty(2, B, N, h, dtype=torch.int8)
     kernels.chunk_states[(B * h * 2 * M, tiles)](
         x, y, gate_f, gate_b, states, decays, totals, total_decays, steep, segments, sizes, L, N, h, width, G, M,
-        *_strides(x, y, gate_f, gate_b), K=K, V=V, C=CHUNK, BK=BK, BV=BV, ADJOINT=adjoint,
+        *strides(x, y, gate_f, gate_b), K=K, V=V, C=CHUNK, BK=BK, BV=BV, ADJOINT=adjoint,
         HAS_SEGMENTS=segments is not None, HAS_SIZES=sizes is not None, MILD=one_tile,
         **_terms(x.dtype, gate_f.dtype, gate_b.dtype), STAGES=STAGES, num_warps=1 if BK * BV <= 2048 else 2,
     )  # fmt: skip
@@ -165,8 +163,8 @@ class _Launch:
         V = v.shape[-1]
         N = _num_chunks(L)
         self.total = B * N * h
-        self.one_tile = _is_one_tile(K, V, q.dtype)
-        self.multiprocessors = _multiprocessors(q.device)
+        self.one_tile = _is_one_tile(K, V, q.dtype, q.device)
+        self.multiprocessors = multiprocessors(q.device)
         self.gates = gate_f, gate_b
         self.restrictions = segments, sizes
         self.sizes = L, N, h, width, scale / 2, self.total
@@ -183,7 +181,7 @@ class _Launch:
             return
         kernel[(min(self.total, PROGRAMS * self.multiprocessors),)](
             *inputs, *self.gates, *rest, *self.restrictions, *self.sizes,
-            *_strides(*inputs, *self.gates, *more_strided), **self.options, **constants,
+            *strides(*inputs, *self.gates, *more_strided), **self.options, **constants,
             BK=_block(self.options["K"], 128), BV=_block(self.options["V"], 128),
             STAGES=STAGES,
         )  # fmt: skip
@@ -195,7 +193,7 @@ class _Launch:
         programs = min(self.total, STEEP_PROGRAMS * self.multiprocessors) if self.one_tile else self.total
         kernel[(programs,)](
             *inputs, *self.gates, *rest, *self.restrictions, *self.sizes,
-            *_strides(*inputs, *self.gates, *more_strided), flags, **self.options,
+            *strides(*inputs, *self.gates, *more_strided), flags, **self.options,
             BK=_block(self.options["K"], 32), BV=_block(self.options["V"], 64), ALL=not self.one_tile, num_stages=1,
         )  # fmt: skip
 
@@ -209,10 +207,10 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_gate_fwd: Tensor, log_gate_bwd: Tensor,
     segments: Tensor | None, valid_sizes: Tensor | None, width: int, scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    q, k, v, gate_f, gate_b = _with_unit_stride(q, k, v, log_gate_fwd, log_gate_bwd)
+    q, k, v, gate_f, gate_b = with_unit_stride(q, k, v, log_gate_fwd, log_gate_bwd)
     _check_types(q, k, v)
     out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    with _on_device(q):
+    with on_device(q):
         launch = _Launch(q, v, gate_f, gate_b, segments, valid_sizes, width, scale)
         states, flags = _enter_states(k, v, gate_f, gate_b, segments, valid_sizes, width, adjoint=False)
         launch.mild(kernels.outputs, (q, k, v), (states, out), ADJOINT=False)
@@ -225,11 +223,11 @@ def _backward(
     q: Tensor, k: Tensor, v: Tensor, log_gate_fwd: Tensor, log_gate_bwd: Tensor, states: Tensor | None,
     grad_out: Tensor, segments: Tensor | None, valid_sizes: Tensor | None, width: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    q, k, v, gate_f, gate_b, do = _with_unit_stride(q, k, v, log_gate_fwd, log_gate_bwd, grad_out)
+    q, k, v, gate_f, gate_b, do = with_unit_stride(q, k, v, log_gate_fwd, log_gate_bwd, grad_out)
     dq, dk, dv, dgate_f, dgate_b = (
         torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, gate_f, gate_b)
     )
-    with _on_device(q):
+    with on_device(q):
         launch = _Launch(q, v, gate_f, gate_b, segments, valid_sizes, width, scale)
         if states is None:
             states, _ = _enter_states(k, v, gate_f, gate_b, segments, valid_sizes, width, adjoint=False)
@@ -245,11 +243,6 @@ def _backward(
 def _check_types(q: Tensor, k: Tensor, v: Tensor) -> None:
     if not q.dtype == k.dtype == v.dtype:
         raise TypeError(f"q, k and v must have one type, got {q.dtype}, {k.dtype} and {v.dtype}: cast them to one")
-
-
-def _on_device(x: Tensor) -> torch.cuda.device:
-    """Triton launches on the current device; a negative index changes nothing."""
-    return torch.cuda.device(x.device.index if x.device.type == "cuda" else -1)
 
 
 @_forward.register_fake
@@ -286,23 +279,17 @@ def _autograd(ctx: FunctionCtx, grad_out: Tensor | None, _: Tensor | None) -> tu
 _forward.register_autograd(_autograd, setup_context=_setup_context)
 
 
-# Autocast: the types of the inputs decide. Only where q, k and v disagree, they take the type of the autocast region.
-# The log-gates stay as they are: in float32 they cost nothing more, and short ones hold the long memory.
-def _autocast(device_type: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device_type.upper()}"))
+def _one_type(dtype: torch.dtype, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Any, ...]:
+    """The types of the inputs decide. Only where q, k and v disagree, they take the type of the autocast region.
 
-    def with_autocast(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        if not q.dtype == k.dtype == v.dtype:
-            q, k, v = (x.to(torch.get_autocast_dtype(device_type)) for x in (q, k, v))
-        with torch._C._ExcludeDispatchKeyGuard(key):
-            return torch.ops.vig.bidirectional_gla(q, k, v, *rest)
-
-    return with_autocast
+    The log-gates stay as they are: short ones hold the long memory.
+    """
+    if not q.dtype == k.dtype == v.dtype:
+        q, k, v = (x.to(dtype) for x in (q, k, v))
+    return q, k, v, *rest
 
 
-_library = torch.library.Library("vig", "FRAGMENT")
-for _device_type in ("cuda", "cpu"):
-    _library.impl("bidirectional_gla", _autocast(_device_type), f"Autocast{_device_type.upper()}")
+register_autocast("bidirectional_gla", _one_type)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

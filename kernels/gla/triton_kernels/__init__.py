@@ -10,13 +10,11 @@ A program walks over chunks of C tokens, of one head each, and loads the next on
 of direction 0 (forward scan) and 1 (backward scan).
 """
 
-from .common import INTERPRETED
 from .mild import gradients, outputs
 from .states import add_carries, chunk_states, scan_totals
 from .steep import steep_gradients, steep_outputs
 
 __all__ = [
-    "INTERPRETED",
     "add_carries",
     "chunk_states",
     "gradients",

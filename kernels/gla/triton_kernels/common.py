@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from ...launch import INTERPRETED
+
 LOG2_E = tl.constexpr(1.4426950408889634)
 # e to anything below is 0 in float32; keeps sums of the most negative floats finite. Exact in bfloat16.
 CLOSED = tl.constexpr(-512.0)
@@ -78,7 +80,6 @@ def narrow(x, TERMS: tl.constexpr):
 
 
 # Triton's interpreter does not multiply bfloat16: there the same numbers are float32.
-INTERPRETED = not isinstance(_split, triton.JITFunction)
 OPERAND = tl.constexpr(tl.float32 if INTERPRETED else tl.bfloat16)
 
 

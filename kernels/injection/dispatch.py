@@ -1,0 +1,89 @@
+"""Argument checks and the choice of implementation."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from .naive import naive_locality_injection
+
+
+def _triton_locality_injection(*args: Tensor | float | bool) -> Tensor:
+    """The Triton form; Triton itself is imported when it is first used."""
+    from .triton_op import triton_locality_injection
+
+    return triton_locality_injection(*args)
+
+
+# Each implementation takes the arguments of `locality_injection` up to `activation`, all of them checked.
+IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"naive": naive_locality_injection}
+if find_spec("triton"):
+    IMPLEMENTATIONS["triton"] = _triton_locality_injection
+
+
+def locality_injection(
+    scan: Tensor,
+    local: Tensor,
+    gate_logits: Tensor,
+    scan_weight: Tensor,
+    local_weight: Tensor,
+    eps: float = 1e-6,
+    activation: bool = False,
+    impl: str = "auto",
+) -> Tensor:
+    """2D gating locality injection (ViG, arXiv 2405.18425, section 3), between the scan and the output projection.
+
+    ``G = sigmoid(gate_logits); y = G * RMSNorm(scan) + (1 - G) * RMSNorm(local)``, the norms over the channels of each
+    head, and ``SiLU(y)`` with `activation` (ViG-T only). The official code does the same in three modules (`g_norm`,
+    `l_norm`, `g_proj`).
+
+    Args:
+        scan: output of the bidirectional scan, ``[B, L, h, V]``; any strides, float16, bfloat16, float32 or float64.
+        local: output of the depthwise convolution, ``[B, L, h, V]``.
+        gate_logits: before the sigmoid, ``[B, L, h, V]``.
+        scan_weight, local_weight: weights of the two norms, ``[V]``, shared by all heads.
+        eps: added to the mean squares.
+        activation: SiLU at the end.
+        impl: ``'naive'`` (PyTorch), ``'triton'`` (one kernel for NVIDIA GPUs, another one backward) or ``'auto'``, for
+            now PyTorch everywhere: the Triton form has to be asked for until its tests have passed on a GPU.
+
+    Returns:
+        ``[B, L, h, V]`` in the type of `scan`; computed in float32 (float64 for float64). Gradients exist for all five
+        tensors.
+
+    Raises:
+        ValueError: for an unknown `impl`, or shapes that do not fit each other.
+        TypeError: for tensors that are not floating point, or a type that an implementation does not take.
+    """
+    _check_arguments(scan, local, gate_logits, scan_weight, local_weight)
+    name = "naive" if impl == "auto" else impl
+    if name not in IMPLEMENTATIONS:
+        missing = "; install triton for 'triton'" if name == "triton" else ""
+        raise ValueError(
+            f"impl={impl!r} is not available: expected 'auto' or one of {sorted(IMPLEMENTATIONS)}{missing}"
+        )
+    return IMPLEMENTATIONS[name](scan, local, gate_logits, scan_weight, local_weight, eps, activation)
+
+
+def _check_arguments(
+    scan: Tensor, local: Tensor, gate_logits: Tensor, scan_weight: Tensor, local_weight: Tensor
+) -> None:
+    if scan.dim() != 4 or 0 in scan.shape:
+        raise ValueError(f"scan must have shape [B, L, h, V], none of them 0, got {list(scan.shape)}")
+    expected = {
+        "local": (local, scan.shape),
+        "gate_logits": (gate_logits, scan.shape),
+        "scan_weight": (scan_weight, scan.shape[-1:]),
+        "local_weight": (local_weight, scan.shape[-1:]),
+    }
+    for name, (x, shape) in expected.items():
+        if x.shape != shape:
+            raise ValueError(
+                f"{name} must have shape {list(shape)}, as scan {list(scan.shape)} asks for, got {list(x.shape)}"
+            )
+    for name, x in {"scan": scan, **{name: x for name, (x, _) in expected.items()}}.items():
+        if not torch.is_floating_point(x):
+            raise TypeError(f"{name} must be a floating point tensor, got {x.dtype}")
+        if x.device != scan.device:
+            raise ValueError(f"{name} is on {x.device}, scan on {scan.device}: move them to one device")

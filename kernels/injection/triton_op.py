@@ -1,0 +1,103 @@
+"""The Triton form of gating locality injection as a torch operator: launches, autograd, fakes."""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from ..launch import multiprocessors, on_device, require_gpu, strides, with_unit_stride
+from . import triton_kernels as kernels
+
+# Numbers of each input that a program takes at once.
+TILE = 2048
+# Programs per multiprocessor of the backward kernel, each with sums of its own for the weights' gradients.
+PROGRAMS = 8
+
+
+def triton_locality_injection(
+    scan: Tensor,
+    local: Tensor,
+    gate_logits: Tensor,
+    scan_weight: Tensor,
+    local_weight: Tensor,
+    eps: float,
+    activation: bool,
+) -> Tensor:
+    """One kernel forward, one backward, which keeps the inputs alone; no atomics.
+
+    Shapes as in :func:`vig_kernels.locality_injection`, with whose definition (`naive`) it must agree.
+
+    Raises:
+        TypeError: for float64.
+        RuntimeError: for tensors that are not on a GPU, outside of Triton's interpreter.
+    """
+    require_gpu(scan, "naive")
+    if scan.dtype == torch.float64:
+        raise TypeError("impl='triton' has no float64 form: use impl='naive', or float32")
+    return _forward(scan, local, gate_logits, scan_weight, local_weight, eps, activation)
+
+
+def _blocks(V: int) -> dict[str, int]:
+    BV = triton.next_power_of_2(V)
+    return dict(V=V, BV=BV, ROWS=max(TILE // BV, 1))
+
+
+@torch.library.custom_op("vig::locality_injection", mutates_args=())
+def _forward(
+    scan: Tensor, local: Tensor, gate_logits: Tensor, scan_weight: Tensor, local_weight: Tensor,
+    eps: float, activation: bool,
+) -> Tensor:  # fmt: skip
+    scan, local, gate_logits = with_unit_stride(scan, local, gate_logits)
+    B, L, h, V = scan.shape
+    out = torch.empty(scan.shape, dtype=scan.dtype, device=scan.device)
+    blocks = _blocks(V)
+    with on_device(scan):
+        kernels.forward[(triton.cdiv(B * L * h, blocks["ROWS"]),)](
+            scan, local, gate_logits, scan_weight.contiguous(), local_weight.contiguous(), out, L, h, B * L * h, eps,
+            *strides(scan, local, gate_logits), **blocks, ACTIVATION=activation, num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+@torch.library.custom_op("vig::locality_injection_backward", mutates_args=())
+def _backward(
+    scan: Tensor, local: Tensor, gate_logits: Tensor, scan_weight: Tensor, local_weight: Tensor, grad_out: Tensor,
+    eps: float, activation: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    inputs = with_unit_stride(scan, local, gate_logits, grad_out)
+    B, L, h, V = scan.shape
+    blocks = _blocks(V)
+    grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (scan, local, gate_logits)]
+    programs = min(triton.cdiv(B * L * h, blocks["ROWS"]), PROGRAMS * multiprocessors(scan.device))
+    dweights = torch.empty(programs, 2, V, dtype=torch.float32, device=scan.device)
+    with on_device(scan):
+        kernels.backward[(programs,)](
+            *inputs[:3], scan_weight.contiguous(), local_weight.contiguous(), inputs[3], *grads, dweights,
+            L, h, B * L * h, eps, *strides(*inputs), **blocks, ACTIVATION=activation, num_warps=4,
+        )  # fmt: skip
+    return *grads, dweights[:, 0].sum(0).to(scan_weight.dtype), dweights[:, 1].sum(0).to(local_weight.dtype)
+
+
+@_forward.register_fake
+def _(scan, local, gate_logits, scan_weight, local_weight, eps, activation):
+    return torch.empty(scan.shape, dtype=scan.dtype, device=scan.device)
+
+
+@_backward.register_fake
+def _(scan, local, gate_logits, scan_weight, local_weight, grad_out, eps, activation):
+    inputs = scan, local, gate_logits, scan_weight, local_weight
+    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
+
+
+def _setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.eps, ctx.activation = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _autograd(ctx: FunctionCtx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    return *_backward(*ctx.saved_tensors, grad_out, ctx.eps, ctx.activation), None, None
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
