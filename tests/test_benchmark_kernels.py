@@ -62,7 +62,7 @@ def test_sweep_gives_table_numbers_and_plot(run_python, tmp_path):
     report = json.loads(table.read_text())
     assert report["copy_bytes_per_second"] > 0
     assert report["machine"]["torch"] == torch.__version__
-    assert report["machine"]["dtype"] == "fp32"
+    assert (report["machine"]["dtype"], report["machine"]["gates"]) == ("fp32", "fp32")
     results = {(r["contender"], r["mode"], r["shape"]["L"]): r for r in report["results"]}
     assert len(results) == 3 * 2 * 2
     for (name, mode, L), result in results.items():
@@ -92,6 +92,15 @@ def test_sweep_gives_table_numbers_and_plot(run_python, tmp_path):
         colours = {colour for _, colour in picture.convert("RGB").getcolors(maxcolors=1 << 24)}
         assert picture.width > 1000
         assert {(0xD5, 0x5E, 0x00), (0, 0, 0)} <= colours  # the lines of chunk and naive
+
+
+def test_gates_may_have_another_type(run_python, tmp_path):
+    table = tmp_path / "kernels.json"
+    arguments = ("--contenders", "chunk", "--shapes", "1,2,64,8,16", "--gate-dtype", "bf16", "--json", table)
+    run_python(TOOL, *QUICK, *arguments)
+    report = json.loads(table.read_text())
+    assert (report["machine"]["dtype"], report["machine"]["gates"]) == ("fp32", "bf16")
+    assert report["results"][0]["input_bytes"] == 2 * 64 * (4 * (2 * 8 + 16) + 2 * 2 * 8)
 
 
 def test_wrong_function_is_exit_code_1(run_with):

@@ -94,7 +94,7 @@ SWEEP_LENGTHS = [2**i for i in range(8, 17)]
 
 
 def gla_inputs(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> list[Tensor]:
-    """As the model has them: q, k, v are views of one projection, the log-gates of one float32 tensor."""
+    """As the model has them: q, k, v are views of one projection, the log-gates of another tensor, in float32."""
     B, h, L, K, V = asdict(shape).values()
     randn = partial(torch.randn, generator=generator, device=generator.device)
     fused = randn(B, L, 2 * h * K + h * V).to(dtype)
@@ -180,10 +180,19 @@ class Case:
     grad_out: Tensor
 
     @classmethod
-    def make(cls, contender: Contender, shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> "Case":
+    def make(
+        cls,
+        contender: Contender,
+        shape: Shape,
+        dtype: torch.dtype,
+        gate_dtype: torch.dtype,
+        device: torch.device,
+        seed: int,
+    ) -> "Case":
         # A generator of its own: a failed graph capture can leave the default one unusable.
         generator = torch.Generator(device).manual_seed(seed)
-        inputs = [x.detach().requires_grad_() for x in contender.make_inputs(shape, dtype, generator)]
+        q, k, v, *gates = contender.make_inputs(shape, dtype, generator)
+        inputs = [x.detach().requires_grad_() for x in (q, k, v, *(gate.to(gate_dtype) for gate in gates))]
         grad_out = torch.randn(inputs[2].shape, generator=generator, device=device).to(dtype)
         return cls(inputs, grad_out)
 
@@ -403,6 +412,7 @@ class Result:
 class Benchmark:
     device: torch.device
     dtype: torch.dtype
+    gate_dtype: torch.dtype
     effort: Effort
     time_limit: float
     bandwidth: float  # bytes a second
@@ -462,7 +472,7 @@ class Benchmark:
             result.copy_share = result.floor_bytes / (result.time_ms.median / 1e3) / self.bandwidth
 
     def case(self, contender: Contender, shape: Shape, seed: int) -> Case:
-        return Case.make(contender, shape, self.dtype, self.device, seed)
+        return Case.make(contender, shape, self.dtype, self.gate_dtype, self.device, seed)
 
     def input_sets(self, set_bytes: int) -> int:
         """So many that they exceed twice the L2 cache together."""
@@ -576,14 +586,20 @@ def write_json(path: Path, machine: dict[str, str], bandwidth: float, results: l
     path.write_text(json.dumps({"machine": machine, "copy_bytes_per_second": bandwidth, "results": rows}, indent=1))
 
 
-def describe_machine(device: torch.device, dtype: str) -> dict[str, str]:
+def describe_machine(device: torch.device, dtype: str, gate_dtype: str) -> dict[str, str]:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         info = Path("/proc/cpuinfo")
         models = re.findall(r"model name\s*: (.+)", info.read_text()) if info.is_file() else []
         name = f"{models[0] if models else 'CPU'}, threads: {torch.get_num_threads()}"
-    machine = {"device": name, "dtype": dtype, "python": platform.python_version(), "torch": torch.__version__}
+    machine = {
+        "device": name,
+        "dtype": dtype,
+        "gates": gate_dtype,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
     for package in ("triton", "flash-linear-attention"):
         with suppress(importlib.metadata.PackageNotFoundError):
             machine[package] = importlib.metadata.version(package)
@@ -628,6 +644,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sweep-lengths", type=parse_sizes, metavar="L,..", help="the sweep with these L")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: the GPU where there is one")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="of q, k and v (default: bf16; on a CPU fp32)")
+    parser.add_argument("--gate-dtype", choices=tuple(DTYPES), help="of the log-gates (default: as q, k and v)")
     parser.add_argument("--repeats", type=int, metavar="N", help="samples of a time (default: 10)")
     parser.add_argument("--min-seconds", type=float, metavar="S", help="length of a sample (default: 0.05)")
     parser.add_argument("--quick", action="store_true", help="3 repeats of 0.01 s")
@@ -639,6 +656,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     on_gpu = args.device.type == "cuda"
     args.dtype = args.dtype or ("bf16" if on_gpu else "fp32")
+    args.gate_dtype = args.gate_dtype or args.dtype
     args.contenders = args.contenders or [CONTENDERS[name] for name in (GPU_CONTENDERS if on_gpu else CPU_CONTENDERS)]
     args.repeats = (3 if args.quick else 10) if args.repeats is None else args.repeats
     args.min_seconds = (0.01 if args.quick else 0.05) if args.min_seconds is None else args.min_seconds
@@ -664,13 +682,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    machine = describe_machine(args.device, args.dtype)
+    machine = describe_machine(args.device, args.dtype, args.gate_dtype)
     bandwidth = copy_bandwidth(args.device)
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     print(f"copy bandwidth {bandwidth / 1e9:.0f} GB/s (bytes read and written)")
 
     effort = Effort(args.repeats, args.min_seconds)
-    benchmark = Benchmark(args.device, DTYPES[args.dtype], effort, args.time_limit, bandwidth)
+    benchmark = Benchmark(args.device, DTYPES[args.dtype], DTYPES[args.gate_dtype], effort, args.time_limit, bandwidth)
     results: list[Result] = []
     for shape in (*args.shapes, *args.sweep_shapes):
         print(f"\n{shape}")

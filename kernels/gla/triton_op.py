@@ -47,6 +47,7 @@ def triton_bidirectional_gla(
     segments: Tensor | None = None,
     valid_sizes: Tensor | None = None,
     width: int = 1,
+    temperature: float | None = None,
 ) -> Tensor:
     """Linear in L in time and memory; float32 states and gates, whatever the type of q, k, v.
 
@@ -57,6 +58,7 @@ def triton_bidirectional_gla(
         segments: ``[L]``, int32, a number per packed sequence, for B = 1; tokens of different sequences do not meet.
         valid_sizes: ``[B, 2]``, integers, rows and columns of each image that are not padding.
         width: tokens in a row of the grid, for `valid_sizes`.
+        temperature: the log-gates are ``logsigmoid(.) / temperature`` of those given.
 
     Raises:
         TypeError: if q, k and v differ in type, or have a type that Triton does not multiply (float64).
@@ -65,7 +67,10 @@ def triton_bidirectional_gla(
     require_gpu(q, "chunk")
     if q.dtype == torch.float64:
         raise TypeError("impl='triton' has no float64 form: use impl='chunk', or float32")
-    return _forward(q, k, v, log_gate_fwd, log_gate_bwd, segments, valid_sizes, width, scale)[0]
+    if log_gate_fwd.dtype != log_gate_bwd.dtype:
+        dtype = torch.promote_types(log_gate_fwd.dtype, log_gate_bwd.dtype)
+        log_gate_fwd, log_gate_bwd = log_gate_fwd.to(dtype), log_gate_bwd.to(dtype)
+    return _forward(q, k, v, log_gate_fwd, log_gate_bwd, segments, valid_sizes, width, scale, temperature)[0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -81,7 +86,7 @@ def _state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
 
-def _terms(dtype: torch.dtype, *gate_dtypes: torch.dtype) -> dict[str, int]:
+def _terms(dtype: torch.dtype, gate_dtype: torch.dtype) -> dict[str, int]:
     """How many bfloat16 terms stand for an operand: of any product, of decayed queries and keys, of log-gates."""
     if dtype == torch.bfloat16:
         terms = dict(TERMS=1, SCORE_TERMS=2, GATE_TERMS=2)
@@ -89,7 +94,7 @@ def _terms(dtype: torch.dtype, *gate_dtypes: torch.dtype) -> dict[str, int]:
         terms = dict(TERMS=2, SCORE_TERMS=2, GATE_TERMS=3)
     else:
         terms = dict(TERMS=3, SCORE_TERMS=3, GATE_TERMS=3)
-    exact = max({torch.bfloat16: 1, torch.float16: 2}.get(gate_dtype, 3) for gate_dtype in gate_dtypes)
+    exact = {torch.bfloat16: 1, torch.float16: 2}.get(gate_dtype, 3)
     return terms | dict(GATE_TERMS=min(terms["GATE_TERMS"], exact))
 
 
@@ -117,9 +122,12 @@ def _stretches(N: int, walks: int, device: torch.device) -> tuple[int, int]:
 
 def _enter_states(
     x: Tensor, y: Tensor, gate_f: Tensor, gate_b: Tensor, segments: Tensor | None, sizes: Tensor | None, width: int,
-    adjoint: bool,
+    adjoint: bool, temperature: float | None = None, activated: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """States that enter each chunk, [B, h, 2, N, K, V], as `outputs` wants them; steep chunks, [2, B, N, h]."""
+    """States that enter each chunk, [B, h, 2, N, K, V], as `outputs` wants them; steep chunks, [2, B, N, h].
+
+    With a temperature, the gates are logits; the log-gates are written to `activated`.
+    """
     B, L, h, K = x.shape
     V = y.shape[-1]
     N = _num_chunks(L)
@@ -133,10 +141,12 @@ def _enter_states(
     total_decays = x.new_empty(B, h, 2, M, K, dtype=torch.float32)
     steep = x.new_empty(2, B, N, h, dtype=torch.int8)
     kernels.chunk_states[(B * h * 2 * M, tiles)](
-        x, y, gate_f, gate_b, states, decays, totals, total_decays, steep, segments, sizes, L, N, h, width, G, M,
-        *strides(x, y, gate_f, gate_b), K=K, V=V, C=CHUNK, BK=BK, BV=BV, ADJOINT=adjoint,
+        x, y, gate_f, gate_b, activated, states, decays, totals, total_decays, steep, segments, sizes,
+        L, N, h, width, G, M, temperature or 1.0,
+        *strides(x, y, gate_f, gate_b), K=K, V=V, C=CHUNK, BK=BK, BV=BV, ADJOINT=adjoint, RAW=temperature is not None,
         HAS_SEGMENTS=segments is not None, HAS_SIZES=sizes is not None, MILD=one_tile,
-        **_terms(x.dtype, gate_f.dtype, gate_b.dtype), STAGES=STAGES, num_warps=1 if BK * BV <= 2048 else 2,
+        **_terms(x.dtype, (gate_f if activated is None else activated).dtype),
+        STAGES=STAGES, num_warps=1 if BK * BV <= 2048 else 2,
     )  # fmt: skip
     if M > 1:
         carries = torch.empty_like(totals)
@@ -167,10 +177,10 @@ class _Launch:
         self.multiprocessors = multiprocessors(q.device)
         self.gates = gate_f, gate_b
         self.restrictions = segments, sizes
-        self.sizes = L, N, h, width, scale / 2, self.total
+        self.sizes: tuple[int | float, ...] = L, N, h, width, scale / 2, self.total
         self.options = dict(
             K=K, V=V, C=CHUNK, HAS_SEGMENTS=segments is not None, HAS_SIZES=sizes is not None,
-            num_warps=2 if max(K, V) <= 64 else 4, **_terms(q.dtype, gate_f.dtype, gate_b.dtype),
+            num_warps=2 if max(K, V) <= 64 else 4, **_terms(q.dtype, gate_f.dtype),
         )  # fmt: skip
 
     def mild(
@@ -188,12 +198,12 @@ class _Launch:
 
     def steep(
         self, kernel: Callable[..., Any], flags: Tensor, inputs: tuple[Tensor, ...], rest: tuple[Tensor, ...],
-        more_strided: tuple[Tensor, ...] = (),
+        more_strided: tuple[Tensor, ...] = (), **constants: Any,
     ) -> None:  # fmt: skip
         programs = min(self.total, STEEP_PROGRAMS * self.multiprocessors) if self.one_tile else self.total
         kernel[(programs,)](
             *inputs, *self.gates, *rest, *self.restrictions, *self.sizes,
-            *strides(*inputs, *self.gates, *more_strided), flags, **self.options,
+            *strides(*inputs, *self.gates, *more_strided), flags, **self.options, **constants,
             BK=_block(self.options["K"], 32), BV=_block(self.options["V"], 64), ALL=not self.one_tile, num_stages=1,
         )  # fmt: skip
 
@@ -205,23 +215,40 @@ class _Launch:
 @torch.library.custom_op("vig::bidirectional_gla", mutates_args=())
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_gate_fwd: Tensor, log_gate_bwd: Tensor,
-    segments: Tensor | None, valid_sizes: Tensor | None, width: int, scale: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    segments: Tensor | None, valid_sizes: Tensor | None, width: int, scale: float, temperature: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     q, k, v, gate_f, gate_b = with_unit_stride(q, k, v, log_gate_fwd, log_gate_bwd)
     _check_types(q, k, v)
     out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    activated = _empty_gates(q, temperature)
     with on_device(q):
+        if temperature is None:
+            states, flags = _enter_states(k, v, gate_f, gate_b, segments, valid_sizes, width, adjoint=False)
+        else:
+            states, flags = _enter_states(
+                k, v, gate_f, gate_b, segments, valid_sizes, width, False, temperature, activated
+            )
+            gate_f, gate_b = activated
         launch = _Launch(q, v, gate_f, gate_b, segments, valid_sizes, width, scale)
-        states, flags = _enter_states(k, v, gate_f, gate_b, segments, valid_sizes, width, adjoint=False)
         launch.mild(kernels.outputs, (q, k, v), (states, out), ADJOINT=False)
         launch.steep(kernels.steep_outputs, flags, (q, k, v), (states, out))
-    return out, states
+    return out, states, activated
+
+
+def _empty_gates(q: Tensor, temperature: float | None) -> Tensor:
+    """For the log-gates of both directions, [2, B, L, h, K], where the operator gets their logits; else of size 0.
+
+    Not in float16, which does not hold those that are nearly 0.
+    """
+    shape = (0,) if temperature is None else (2, *q.shape)
+    return torch.empty(shape, dtype=torch.float32 if q.dtype == torch.float16 else q.dtype, device=q.device)
 
 
 @torch.library.custom_op("vig::bidirectional_gla_backward", mutates_args=())
 def _backward(
     q: Tensor, k: Tensor, v: Tensor, log_gate_fwd: Tensor, log_gate_bwd: Tensor, states: Tensor | None,
     grad_out: Tensor, segments: Tensor | None, valid_sizes: Tensor | None, width: int, scale: float,
+    temperature: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     q, k, v, gate_f, gate_b, do = with_unit_stride(q, k, v, log_gate_fwd, log_gate_bwd, grad_out)
     dq, dk, dv, dgate_f, dgate_b = (
@@ -233,9 +260,11 @@ def _backward(
             states, _ = _enter_states(k, v, gate_f, gate_b, segments, valid_sizes, width, adjoint=False)
         dstates, flags = _enter_states(q, do, gate_f, gate_b, segments, valid_sizes, width, adjoint=True)
         launch.mild(kernels.outputs, (k, q, do), (dstates, dv), ADJOINT=True)
-        launch.mild(kernels.gradients, (q, k, v), (states, do, dstates, dq, dk, dgate_f, dgate_b), (do,))
+        launch.sizes += (temperature or 1.0,)
+        raw = dict(RAW=temperature is not None)
+        launch.mild(kernels.gradients, (q, k, v), (states, do, dstates, dq, dk, dgate_f, dgate_b), (do,), **raw)
         launch.steep(
-            kernels.steep_gradients, flags, (q, k, v), (states, do, dstates, dq, dk, dv, dgate_f, dgate_b), (do,)
+            kernels.steep_gradients, flags, (q, k, v), (states, do, dstates, dq, dk, dv, dgate_f, dgate_b), (do,), **raw
         )
     return dq, dk, dv, dgate_f, dgate_b
 
@@ -246,34 +275,42 @@ def _check_types(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 @_forward.register_fake
-def _(q, k, v, log_gate_fwd, log_gate_bwd, segments, valid_sizes, width, scale):
+def _(q, k, v, log_gate_fwd, log_gate_bwd, segments, valid_sizes, width, scale, temperature):
     B, L, h, K = q.shape
     states = q.new_empty(B, h, 2, _num_chunks(L), K, v.shape[-1], dtype=_state_dtype(q.dtype))
-    return torch.empty(v.shape, dtype=v.dtype, device=v.device), states
+    return torch.empty(v.shape, dtype=v.dtype, device=v.device), states, _empty_gates(q, temperature)
 
 
 @_backward.register_fake
-def _(q, k, v, log_gate_fwd, log_gate_bwd, states, grad_out, segments, valid_sizes, width, scale):
+def _(q, k, v, log_gate_fwd, log_gate_bwd, states, grad_out, segments, valid_sizes, width, scale, temperature):
     return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, log_gate_fwd, log_gate_bwd))
 
 
-def _setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, gate_f, gate_b, segments, valid_sizes, ctx.width, ctx.scale = inputs
-    ctx.set_materialize_grads(False)  # the states have no gradient: no need for zeros of their size
-    ctx.mark_non_differentiable(output[1])
-    inputs, states = (q, k, v, gate_f, gate_b), output[1]
+def _setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    q, k, v, gate_f, gate_b, segments, valid_sizes, ctx.width, ctx.scale, ctx.temperature = inputs
+    _, states, activated = output
+    ctx.set_materialize_grads(False)  # states and gates have no gradient: no need for zeros of their size
+    ctx.mark_non_differentiable(states, activated)
+    ctx.gate_dtypes = gate_f.dtype, gate_b.dtype
+    gates = (gate_f, gate_b) if ctx.temperature is None else (activated, None)
     # States larger than the inputs are computed once more. In bytes per token: L may be symbolic.
-    input_size = sum(x.shape[-1] * x.element_size() for x in inputs)
-    state_size = 2 * q.shape[-1] * v.shape[-1] * states.element_size() / CHUNK
-    ctx.save_for_backward(*inputs, states if state_size <= input_size else None, segments, valid_sizes)
+    K, V = q.shape[-1], v.shape[-1]
+    input_size = (2 * K + V) * q.element_size() + 2 * K * gates[0].element_size()
+    kept = states if 2 * K * V * states.element_size() / CHUNK <= input_size else None
+    ctx.save_for_backward(q, k, v, *gates, kept, segments, valid_sizes)
 
 
-def _autograd(ctx: FunctionCtx, grad_out: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _autograd(ctx: FunctionCtx, grad_out: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_out is None:
-        return (None,) * 9
-    *inputs, states, segments, valid_sizes = ctx.saved_tensors
-    grads = _backward(*inputs, states, grad_out, segments, valid_sizes, ctx.width, ctx.scale)
-    return *grads, None, None, None, None
+        return (None,) * 10
+    q, k, v, gate_f, gate_b, states, segments, valid_sizes = ctx.saved_tensors
+    if ctx.temperature is not None:
+        gate_f, gate_b = gate_f.unbind()
+    *grads, dgate_f, dgate_b = _backward(
+        q, k, v, gate_f, gate_b, states, grad_out, segments, valid_sizes, ctx.width, ctx.scale, ctx.temperature
+    )
+    dgates = (grad.to(dtype) for grad, dtype in zip((dgate_f, dgate_b), ctx.gate_dtypes))
+    return *grads, *dgates, None, None, None, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -154,6 +154,22 @@ def load_gates(base, rows, cols, stride, row_ok, SIZE: tl.constexpr):
 
 
 @triton.jit
+def log_sigmoid(x):
+    """log(1 / (1 + exp(-x))), to float32's relative precision also where it is nearly 0."""
+    e = tl.exp2(-tl.abs(x) * LOG2_E)
+    series = e * (1 - e * (1 / 2 - e * (1 / 3 - e * (1 / 4))))
+    return tl.minimum(x, 0.0) - tl.where(e < 0.01, series, tl.log2(1 + e) / LOG2_E)
+
+
+@triton.jit
+def gate_slope(gates, temperature):
+    """The derivative of log_sigmoid(x) / temperature, sigmoid(-x) / temperature, from its value."""
+    y = gates * temperature
+    series = -y * (1 + y * (1 / 2 + y * (1 / 6 + y * (1 / 24))))
+    return tl.where(y > -0.05, series, 1 - tl.exp2(y * LOG2_E)) / temperature
+
+
+@triton.jit
 def load_neighbour_gates(
     gates_f, gates_b, gf_l, gb_l, local, cols, first, L, sizes, b, width,
     SIZE: tl.constexpr, C: tl.constexpr, HAS_SIZES: tl.constexpr,

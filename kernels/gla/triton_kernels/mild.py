@@ -6,7 +6,7 @@ States come multiplied by exp of that half (`chunk_states`), so that the same de
 import triton
 import triton.language as tl
 
-from .common import LOG2_E, at, decaying, dot, load, load_segments, load_state, locate, narrow, store
+from .common import LOG2_E, at, decaying, dot, gate_slope, load, load_segments, load_state, locate, narrow, store
 
 
 @triton.jit
@@ -83,13 +83,16 @@ def outputs(
 @triton.jit(do_not_specialize=["L", "N", "width", "total"])
 def gradients(
     q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dgates_f, dgates_b, segments, sizes,
-    L, N, h, width, scale, total,
+    L, N, h, width, scale, total, temperature,
     q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h, do_b, do_l, do_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
+    RAW: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
     TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of q, k and both gates in mild chunks; dstates[., d, n] is that of what chunk n adds to direction d."""
+    """Gradients of q, k and both gates in mild chunks; dstates[., d, n] is that of what chunk n adds to direction d.
+
+    RAW: the gates' gradients are those of the logits that `chunk_states` made them from.
+    """
     cols, vcols = tl.arange(0, BK), tl.arange(0, BV)
     for slot in tl.range(tl.program_id(0), total, tl.num_programs(0), num_stages=STAGES):
         # Loads stand where they are used: that is where registers begin to hold them.
@@ -145,6 +148,8 @@ def gradients(
             differences = q_d * dq_d - k_d * dk_d
             dgate = dot(_halves(pairs_t), differences, 1, SCORE_TERMS)
             dgate += (tl.sum(leaving + 0.5 * differences, 0) + passing)[None, :]
+            if RAW:
+                dgate *= gate_slope(gates.to(tl.float32), temperature)
             dgate = tl.where(gate_ok[:, None], dgate * scale, 0.0)
             store((dgates_b if backward else dgates_f) + keys, local, cols, h * K, store_ok, K, dgate)
         store(dq + keys, local, cols, h * K, store_ok, K, dq_i * scale)

@@ -7,7 +7,7 @@ entered it; `scan_totals` finds what does enter; `add_carries` adds it to every 
 import triton
 import triton.language as tl
 
-from .common import LOG2_E, at, dot, is_token, load, load_gates, load_segments, load_state, store
+from .common import CLOSED, LOG2_E, at, dot, is_token, load, load_gates, load_segments, load_state, log_sigmoid, store
 
 # A chunk is steep in a direction where its log-gates (of base 2) are below this on average, in any channel.
 STEEP = tl.constexpr(-1.5)
@@ -15,11 +15,12 @@ STEEP = tl.constexpr(-1.5)
 
 @triton.jit(do_not_specialize=["L", "N", "width", "G", "M"])
 def chunk_states(
-    x, y, gates_f, gates_b, states, decays, totals, total_decays, steep, segments, sizes,
-    L, N, h, width, G, M,
+    x, y, gates_f, gates_b, activated, states, decays, totals, total_decays, steep, segments, sizes,
+    L, N, h, width, G, M, temperature,
     x_b, x_l, x_h, y_b, y_l, y_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    ADJOINT: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr, MILD: tl.constexpr,
+    ADJOINT: tl.constexpr, RAW: tl.constexpr, MILD: tl.constexpr,
+    HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
     TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """states[., d, n] = S_n, the state [K, V] that enters chunk n from its own stretch, S -> S * decay + x~^T y.
@@ -31,6 +32,9 @@ def chunk_states(
     Where a chunk is mild (in this direction), its state comes multiplied by the square root of the decay across the
     chunk, as `outputs` expects it; where it is steep, steep[d, ., n] is set. decays[., d, n] [K] is what `add_carries`
     multiplies by what enters the stretch; totals and total_decays are the state and the decay at the stretch's end.
+
+    RAW: gates_f and gates_b are logits; the log-gates log_sigmoid(logit) / temperature are written to
+    activated[d, b, l, h, K], for the kernels that come after.
     """
     tile, vtile = tl.program_id(1) % tl.cdiv(K, BK), tl.program_id(1) // tl.cdiv(K, BK)
     cols, vcols = tile * BK + tl.arange(0, BK), vtile * BV + tl.arange(0, BV)
@@ -39,7 +43,8 @@ def chunk_states(
     head_and_direction = (b * h + head) * 2 + backward.to(tl.int32)
     gates = tl.where(backward, gates_b, gates_f)
     g_b, g_h, g_l = tl.where(backward, gb_b, gf_b), tl.where(backward, gb_h, gf_h), tl.where(backward, gb_l, gf_l)
-    steep += backward.to(tl.int32) * (tl.num_programs(0) // (2 * h * M) * N * h)
+    batches = tl.num_programs(0) // (2 * h * M)
+    steep += backward.to(tl.int32) * (batches * N * h)
     descending = backward != ADJOINT
 
     # Sums from the border that the decay reaches to: of numbers <= 0, never differences.
@@ -57,7 +62,16 @@ def chunk_states(
         n = tl.where(descending, N - 1 - place, place)
         first, local = n * C, tl.arange(0, C)
         row_ok = is_token(local, first, L, sizes, b, width, HAS_SIZES)
-        g_i = load_gates(at(gates, b, head, first, g_b, g_h, g_l), local, cols, g_l, row_ok, K)
+        if RAW:
+            logits = load(at(gates, b, head, first, g_b, g_h, g_l), local, cols, g_l, row_ok, K)
+            g_i = tl.where(row_ok[:, None] & (cols < K)[None, :], log_sigmoid(logits.to(tl.float32)) / temperature, 0.0)
+            g_i = tl.maximum(g_i, CLOSED).to(activated.dtype.element_ty)
+            if vtile == 0:
+                token = ((backward.to(tl.int64) * batches + b) * L + first) * h + head
+                store(activated + token * K, local, cols, h * K, local < L - first, K, g_i)
+            g_i = g_i.to(tl.float32)
+        else:
+            g_i = load_gates(at(gates, b, head, first, g_b, g_h, g_l), local, cols, g_l, row_ok, K)
         x_i = load(at(x, b, head, first, x_b, x_h, x_l), local, cols, x_l, row_ok, K).to(tl.float32)
         x_i *= tl.exp2(dot(summed, g_i, 1, GATE_TERMS) * LOG2_E)
         total = tl.sum(g_i, 0) * LOG2_E

@@ -11,6 +11,7 @@ from .common import (
     at,
     decaying,
     dot,
+    gate_slope,
     load,
     load_gates,
     load_neighbour_gates,
@@ -197,10 +198,10 @@ def _steep_outputs(
 @triton.jit(do_not_specialize=["L", "N", "width", "total"])
 def steep_gradients(
     q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dv, dgates_f, dgates_b, segments, sizes,
-    L, N, h, width, scale, total,
+    L, N, h, width, scale, total, temperature,
     q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h, do_b, do_l, do_h, steep,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr, ALL: tl.constexpr,
+    RAW: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr, ALL: tl.constexpr,
     TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
 ):  # fmt: skip
     """`gradients` for steep chunks, or for ALL; any K and V, in tiles of BK and BV. A program looks for its chunks."""
@@ -211,19 +212,19 @@ def steep_gradients(
                     mild_f, mild_b = _are_mild(steep, slot, total, ALL)
                     _steep_gradients(
                         slot, mild_f, mild_b, q, k, v, gates_f, gates_b, states, do, dstates,
-                        dq, dk, dv, dgates_f, dgates_b, segments, sizes, L, N, h, width, scale,
+                        dq, dk, dv, dgates_f, dgates_b, segments, sizes, L, N, h, width, scale, temperature,
                         q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h,
-                        do_b, do_l, do_h, K, V, C, BK, BV, HAS_SEGMENTS, HAS_SIZES, TERMS, SCORE_TERMS, GATE_TERMS,
+                        do_b, do_l, do_h, K, V, C, BK, BV, RAW, HAS_SEGMENTS, HAS_SIZES, TERMS, SCORE_TERMS, GATE_TERMS,
                     )  # fmt: skip
 
 
 @triton.jit
 def _steep_gradients(
     slot, mild_f, mild_b, q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dv, dgates_f, dgates_b,
-    segments, sizes, L, N, h, width, scale,
+    segments, sizes, L, N, h, width, scale, temperature,
     q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h, do_b, do_l, do_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
+    RAW: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
     TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
 ):  # fmt: skip
     b, n, head, first, local, row_ok = locate(slot, N, h, L, sizes, width, C, HAS_SIZES)
@@ -311,6 +312,8 @@ def _steep_gradients(
             across_b += tl.sum(s_b.to(tl.float32) * ds_b.to(tl.float32), 0)
 
         log_f, log_b = _log_factor(gf, mild_f), _log_factor(gb, mild_b)
+        if RAW:
+            slope_f, slope_b = gate_slope(gf, temperature), gate_slope(gb, temperature)
         dq_f *= exp(tl.cumsum(gf, 0) - log_f[None, :]) * scale
         dq_r *= exp(tl.cumsum(gb, 0, reverse=True) - log_b[None, :]) * scale
         across_f *= exp(tl.sum(gf, 0) - 2 * log_f) * scale
@@ -333,6 +336,8 @@ def _steep_gradients(
         from_k_f, from_k_r = k_i * dk_f, k_i * dk_r
         dgf += tl.cumsum(q_i * dq_f, 0, reverse=True) + tl.cumsum(from_k_f, 0) - from_k_f + across_f[None, :]
         dgb += tl.cumsum(q_i * dq_r, 0) + tl.cumsum(from_k_r, 0, reverse=True) - from_k_r + across_b[None, :]
+        if RAW:
+            dgf, dgb = dgf * slope_f, dgb * slope_b
         store(dq + keys, local, cols, h * K, store_ok, K, tl.where(row_ok[:, None], dq_i, 0.0))
         store(dk + keys, local, cols, h * K, store_ok, K, tl.where(row_ok[:, None], dk_i, 0.0))
         store(dgates_f + keys, local, cols, h * K, store_ok, K, tl.where(gate_f_ok[:, None], dgf, 0.0))
