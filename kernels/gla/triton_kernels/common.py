@@ -170,19 +170,6 @@ def gate_slope(gates, temperature):
 
 
 @triton.jit
-def load_neighbour_gates(
-    gates_f, gates_b, gf_l, gb_l, local, cols, first, L, sizes, b, width,
-    SIZE: tl.constexpr, C: tl.constexpr, HAS_SIZES: tl.constexpr,
-):  # fmt: skip
-    """Forward gates of each row's successor, backward gates of its predecessor; open beyond the chunk."""
-    after_ok = is_token(local + 1, first, L, sizes, b, width, HAS_SIZES) & (local + 1 < C)
-    before_ok = is_token(local - 1, first, L, sizes, b, width, HAS_SIZES) & (local > 0)
-    gf = load_gates(gates_f, local + 1, cols, gf_l, after_ok, SIZE)
-    gb = load_gates(gates_b, local - 1, cols, gb_l, before_ok, SIZE)
-    return gf, gb
-
-
-@triton.jit
 def load_segments(segments, local, first, L, C: tl.constexpr):
     """Sequence numbers of the rows, of the tokens before and after the chunk and of its first and last token."""
     last = tl.minimum(first + C, L) - 1

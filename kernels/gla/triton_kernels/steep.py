@@ -14,7 +14,6 @@ from .common import (
     gate_slope,
     load,
     load_gates,
-    load_neighbour_gates,
     load_segments,
     load_state,
     locate,
@@ -124,6 +123,18 @@ def _are_mild(steep, slot, total, ALL: tl.constexpr):
 
 
 @triton.jit
+def _side(local, backward):
+    """Of tokens i (rows) and j (columns): above 0 where j comes before i in this direction, below 0 where after."""
+    return (local[:, None] - local[None, :]) * tl.where(backward, -1, 1)
+
+
+@triton.jit
+def _sum(tokens, x, TERMS: tl.constexpr):
+    """Of x [C, K] over those tokens (columns) that each row names."""
+    return dot(tl.where(tokens, 1.0, 0.0), x, 1, TERMS)
+
+
+@triton.jit
 def _log_factor(gates, mild):
     """The logarithm of the factor that a state comes with (`chunk_states`), [K]."""
     return tl.where(mild, 0.5 * tl.sum(gates, 0), 0.0)
@@ -161,8 +172,7 @@ def _steep_outputs(
     TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
 ):  # fmt: skip
     b, n, head, first, local, row_ok = locate(slot, N, h, L, sizes, width, C, HAS_SIZES)
-    states_f = states + ((b * h + head) * 2 * N + n) * V * K
-    states_b = states_f + N.to(tl.int64) * V * K
+    states_f = states + ((b * h + head) * 2 * N + n) * K * V
     q = at(q, b, head, first, q_b, q_h, q_l)
     k = at(k, b, head, first, k_b, k_h, k_l)
     v = at(v, b, head, first, v_b, v_h, v_l)
@@ -182,15 +192,16 @@ def _steep_outputs(
         for tile in range(tl.cdiv(K, BK)):
             cols = tile * BK + tl.arange(0, BK)
             q_i = load(q, local, cols, q_l, row_ok, K).to(tl.float32)
-            gf = load_gates(gates_f, local, cols, gf_l, row_ok, K)
-            gb = load_gates(gates_b, local, cols, gb_l, row_ok, K)
-            q_f = q_i * exp(tl.cumsum(gf, 0) - _log_factor(gf, mild_f)[None, :])
-            q_r = q_i * exp(tl.cumsum(gb, 0, reverse=True) - _log_factor(gb, mild_b)[None, :])
-            if HAS_SEGMENTS:
-                q_f = tl.where((own == before)[:, None], q_f, 0.0)
-                q_r = tl.where((own == after)[:, None], q_r, 0.0)
-            o += dot(q_f, load_state(states_f, cols, vcols, K, V), SCORE_TERMS, TERMS)
-            o += dot(q_r, load_state(states_b, cols, vcols, K, V), SCORE_TERMS, TERMS)
+            for direction in range(2):
+                backward = direction == 1
+                gates = tl.where(backward, gates_b, gates_f)
+                gates = load_gates(gates, local, cols, tl.where(backward, gb_l, gf_l), row_ok, K)
+                log_factor = _log_factor(gates, tl.where(backward, mild_b, mild_f))
+                q_d = q_i * exp(_sum(_side(local, backward) >= 0, gates, GATE_TERMS) - log_factor[None, :])
+                if HAS_SEGMENTS:
+                    q_d = tl.where((own == tl.where(backward, after, before))[:, None], q_d, 0.0)
+                state = load_state(states_f + direction * N.to(tl.int64) * K * V, cols, vcols, K, V)
+                o += dot(q_d, state, SCORE_TERMS, TERMS)
         out_i = out + ((b * L + first) * h + head) * V
         store(out_i, local, vcols, h * V, local < L - first, V, o * scale)
 
@@ -229,8 +240,7 @@ def _steep_gradients(
 ):  # fmt: skip
     b, n, head, first, local, row_ok = locate(slot, N, h, L, sizes, width, C, HAS_SIZES)
     store_ok = local < L - first
-    states_f = ((b * h + head) * 2 * N + n) * V * K
-    states_b = states_f + N.to(tl.int64) * V * K
+    states_f = ((b * h + head) * 2 * N + n) * K * V
     keys = ((b * L + first) * h + head) * K
     q = at(q, b, head, first, q_b, q_h, q_l)
     k = at(k, b, head, first, k_b, k_h, k_l)
@@ -238,7 +248,6 @@ def _steep_gradients(
     do = at(do, b, head, first, do_b, do_h, do_l)
     gates_f = at(gates_f, b, head, first, gf_b, gf_h, gf_l)
     gates_b = at(gates_b, b, head, first, gb_b, gb_h, gb_l)
-    gate_f_ok, gate_b_ok = row_ok, row_ok
     if HAS_SEGMENTS:
         own, before, after, first_own, last_own = load_segments(segments, local, first, L, C)
         gate_f_ok, gate_b_ok = decaying(segments, local, first, L, own, row_ok)
@@ -266,18 +275,16 @@ def _steep_gradients(
         for tile in range(tl.cdiv(K, BK)):
             cols = tile * BK + tl.arange(0, BK)
             k_i = load(k, local, cols, k_l, row_ok, K).to(tl.float32)
-            log_f = _log_factor(load_gates(gates_f, local, cols, gf_l, row_ok, K), mild_f)
-            log_b = _log_factor(load_gates(gates_b, local, cols, gb_l, row_ok, K), mild_b)
-            gf, gb = load_neighbour_gates(
-                gates_f, gates_b, gf_l, gb_l, local, cols, first, L, sizes, b, width, K, C, HAS_SIZES
-            )
-            k_f = k_i * exp(tl.cumsum(gf, 0, reverse=True) - log_f[None, :])
-            k_r = k_i * exp(tl.cumsum(gb, 0) - log_b[None, :])
-            if HAS_SEGMENTS:
-                k_f = tl.where((own == last_own)[:, None], k_f, 0.0)
-                k_r = tl.where((own == first_own)[:, None], k_r, 0.0)
-            dv_i += dot(k_f, load_state(dstates + states_f, cols, vcols, K, V), SCORE_TERMS, TERMS)
-            dv_i += dot(k_r, load_state(dstates + states_b, cols, vcols, K, V), SCORE_TERMS, TERMS)
+            for direction in range(2):
+                backward = direction == 1
+                gates = tl.where(backward, gates_b, gates_f)
+                gates = load_gates(gates, local, cols, tl.where(backward, gb_l, gf_l), row_ok, K)
+                log_factor = _log_factor(gates, tl.where(backward, mild_b, mild_f))
+                k_d = k_i * exp(_sum(_side(local, backward) < 0, gates, GATE_TERMS) - log_factor[None, :])
+                if HAS_SEGMENTS:
+                    k_d = tl.where((own == tl.where(backward, first_own, last_own))[:, None], k_d, 0.0)
+                dstate = load_state(dstates + states_f + direction * N.to(tl.int64) * K * V, cols, vcols, K, V)
+                dv_i += dot(k_d, dstate, SCORE_TERMS, TERMS)
         dv_tile = dv + ((b * L + first) * h + head) * V
         store(dv_tile, local, vcols, h * V, store_ok, V, dv_i * scale)
 
@@ -292,53 +299,39 @@ def _steep_gradients(
             q_i, k_i, gf, gb, dscores, local, C, TERMS, SCORE_TERMS, GATE_TERMS
         )
 
-        # Gradients of the decayed queries and keys that meet the states
-        dq_f, dq_r = tl.zeros([C, BK], tl.float32), tl.zeros([C, BK], tl.float32)
-        dk_f, dk_r = tl.zeros([C, BK], tl.float32), tl.zeros([C, BK], tl.float32)
-        across_f, across_b = tl.zeros([BK], tl.float32), tl.zeros([BK], tl.float32)
-        for vtile in range(tl.cdiv(V, BV)):
-            vcols = vtile * BV + tl.arange(0, BV)
-            v_i = load(v, local, vcols, v_l, row_ok, V)
-            do_i = load(do, local, vcols, do_l, row_ok, V)
-            s_f = tl.trans(load_state(states + states_f, cols, vcols, K, V))
-            s_b = tl.trans(load_state(states + states_b, cols, vcols, K, V))
-            ds_f = tl.trans(load_state(dstates + states_f, cols, vcols, K, V))
-            ds_b = tl.trans(load_state(dstates + states_b, cols, vcols, K, V))
-            dq_f += dot(do_i, s_f, TERMS, TERMS)
-            dq_r += dot(do_i, s_b, TERMS, TERMS)
-            dk_f += dot(v_i, ds_f, TERMS, TERMS)
-            dk_r += dot(v_i, ds_b, TERMS, TERMS)
-            across_f += tl.sum(s_f.to(tl.float32) * ds_f.to(tl.float32), 0)
-            across_b += tl.sum(s_b.to(tl.float32) * ds_b.to(tl.float32), 0)
+        # The decayed queries and keys that meet the states
+        for direction in range(2):
+            backward = direction == 1
+            dq_d, dk_d = tl.zeros([C, BK], tl.float32), tl.zeros([C, BK], tl.float32)
+            across = tl.zeros([BK], tl.float32)
+            for vtile in range(tl.cdiv(V, BV)):
+                vcols = vtile * BV + tl.arange(0, BV)
+                state_at = states_f + direction * N.to(tl.int64) * K * V
+                state = load_state(states + state_at, cols, vcols, K, V)
+                dstate = load_state(dstates + state_at, cols, vcols, K, V)
+                dq_d += dot(load(do, local, vcols, do_l, row_ok, V), tl.trans(state), TERMS, TERMS)
+                dk_d += dot(load(v, local, vcols, v_l, row_ok, V), tl.trans(dstate), TERMS, TERMS)
+                across += tl.sum(state.to(tl.float32) * dstate.to(tl.float32), 1)
 
-        log_f, log_b = _log_factor(gf, mild_f), _log_factor(gb, mild_b)
-        if RAW:
-            slope_f, slope_b = gate_slope(gf, temperature), gate_slope(gb, temperature)
-        dq_f *= exp(tl.cumsum(gf, 0) - log_f[None, :]) * scale
-        dq_r *= exp(tl.cumsum(gb, 0, reverse=True) - log_b[None, :]) * scale
-        across_f *= exp(tl.sum(gf, 0) - 2 * log_f) * scale
-        across_b *= exp(tl.sum(gb, 0) - 2 * log_b) * scale
-        gf, gb = load_neighbour_gates(
-            gates_f, gates_b, gf_l, gb_l, local, cols, first, L, sizes, b, width, K, C, HAS_SIZES
-        )
-        dk_f *= exp(tl.cumsum(gf, 0, reverse=True) - log_f[None, :]) * scale
-        dk_r *= exp(tl.cumsum(gb, 0) - log_b[None, :]) * scale
-        if HAS_SEGMENTS:
-            dq_f = tl.where((own == before)[:, None], dq_f, 0.0)
-            dq_r = tl.where((own == after)[:, None], dq_r, 0.0)
-            dk_f = tl.where((own == last_own)[:, None], dk_f, 0.0)
-            dk_r = tl.where((own == first_own)[:, None], dk_r, 0.0)
-            across_f = tl.where(before == last_own, across_f, 0.0)
-            across_b = tl.where(after == first_own, across_b, 0.0)
-        dq_i += dq_f + dq_r
-        dk_i += dk_f + dk_r
-        # A gate decays the queries after it, the keys before it, and the state that passes through the whole chunk.
-        from_k_f, from_k_r = k_i * dk_f, k_i * dk_r
-        dgf += tl.cumsum(q_i * dq_f, 0, reverse=True) + tl.cumsum(from_k_f, 0) - from_k_f + across_f[None, :]
-        dgb += tl.cumsum(q_i * dq_r, 0) + tl.cumsum(from_k_r, 0, reverse=True) - from_k_r + across_b[None, :]
-        if RAW:
-            dgf, dgb = dgf * slope_f, dgb * slope_b
+            gates, side = tl.where(backward, gb, gf), _side(local, backward)
+            log_factor = _log_factor(gates, tl.where(backward, mild_b, mild_f))
+            dq_d *= exp(_sum(side >= 0, gates, GATE_TERMS) - log_factor[None, :]) * scale
+            dk_d *= exp(_sum(side < 0, gates, GATE_TERMS) - log_factor[None, :]) * scale
+            across *= exp(tl.sum(gates, 0) - 2 * log_factor) * scale
+            gate_ok = row_ok
+            if HAS_SEGMENTS:
+                gate_ok = tl.where(backward, gate_b_ok, gate_f_ok)
+                dq_d = tl.where((own == tl.where(backward, after, before))[:, None], dq_d, 0.0)
+                dk_d = tl.where((own == tl.where(backward, first_own, last_own))[:, None], dk_d, 0.0)
+                across = tl.where(tl.where(backward, after == first_own, before == last_own), across, 0.0)
+            dq_i += dq_d
+            dk_i += dk_d
+            # A gate decays the queries after it, the keys before it, and the state that passes through the whole chunk.
+            dgate = tl.where(backward, dgb, dgf) + across[None, :]
+            dgate += _sum(side <= 0, q_i * dq_d, SCORE_TERMS) + _sum(side > 0, k_i * dk_d, SCORE_TERMS)
+            if RAW:
+                dgate *= gate_slope(gates, temperature)
+            dgate = tl.where(gate_ok[:, None], dgate, 0.0)
+            store(tl.where(backward, dgates_b, dgates_f) + keys, local, cols, h * K, store_ok, K, dgate)
         store(dq + keys, local, cols, h * K, store_ok, K, tl.where(row_ok[:, None], dq_i, 0.0))
         store(dk + keys, local, cols, h * K, store_ok, K, tl.where(row_ok[:, None], dk_i, 0.0))
-        store(dgates_f + keys, local, cols, h * K, store_ok, K, tl.where(gate_f_ok[:, None], dgf, 0.0))
-        store(dgates_b + keys, local, cols, h * K, store_ok, K, tl.where(gate_b_ok[:, None], dgb, 0.0))
