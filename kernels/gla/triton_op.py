@@ -163,48 +163,52 @@ def _enter_states(
 
 
 class _Launch:
-    """Runs kernels on all chunks as if they were mild, then their other forms on the steep ones."""
+    """Runs kernels on all chunks as if they were mild, then their other forms on the steep ones.
+
+    Both take the inputs (with strides) and the gates, `rest` (contiguous, but for those in `strided`), then numbers.
+    """
 
     def __init__(
         self, q: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor, segments: Tensor | None, sizes: Tensor | None,
         width: int, scale: float,
     ):  # fmt: skip
-        B, L, h, K = q.shape
-        V = v.shape[-1]
-        N = _num_chunks(L)
-        self.total = B * N * h
-        self.one_tile = _is_one_tile(K, V, q.dtype, q.device)
+        self.B, L, self.h, self.K = q.shape
+        self.V = v.shape[-1]
+        self.N = _num_chunks(L)
+        self.one_tile = _is_one_tile(self.K, self.V, q.dtype, q.device)
         self.multiprocessors = multiprocessors(q.device)
         self.gates = gate_f, gate_b
         self.restrictions = segments, sizes
-        self.sizes: tuple[int | float, ...] = L, N, h, width, scale / 2, self.total
+        self.numbers = L, self.N, self.h, width, scale / 2
         self.options = dict(
-            K=K, V=V, C=CHUNK, HAS_SEGMENTS=segments is not None, HAS_SIZES=sizes is not None,
-            num_warps=2 if max(K, V) <= 64 else 4, **_terms(q.dtype, gate_f.dtype),
+            K=self.K, V=self.V, C=CHUNK, HAS_SEGMENTS=segments is not None, HAS_SIZES=sizes is not None,
+            num_warps=2 if max(self.K, self.V) <= 64 else 4, **_terms(q.dtype, gate_f.dtype),
         )  # fmt: skip
 
     def mild(
         self, kernel: Callable[..., Any], inputs: tuple[Tensor, ...], rest: tuple[Tensor, ...],
-        more_strided: tuple[Tensor, ...] = (), **constants: Any,
+        strided: tuple[Tensor, ...] = (), numbers: tuple[float, ...] = (), **constants: Any,
     ) -> None:  # fmt: skip
         if not self.one_tile:
             return
-        kernel[(min(self.total, PROGRAMS * self.multiprocessors),)](
-            *inputs, *self.gates, *rest, *self.restrictions, *self.sizes,
-            *strides(*inputs, *self.gates, *more_strided), **self.options, **constants,
-            BK=_block(self.options["K"], 128), BV=_block(self.options["V"], 128),
-            STAGES=STAGES,
+        heads = self.B * self.h
+        walks = min(self.N, triton.cdiv(PROGRAMS * self.multiprocessors, heads))  # side by side, over a head's chunks
+        kernel[(heads * walks,)](
+            *inputs, *self.gates, *rest, *self.restrictions, *self.numbers, self.B, *numbers,
+            *strides(*inputs, *self.gates, *strided), **self.options, **constants,
+            BK=_block(self.K, 128), BV=_block(self.V, 128), STAGES=STAGES,
         )  # fmt: skip
 
     def steep(
         self, kernel: Callable[..., Any], flags: Tensor, inputs: tuple[Tensor, ...], rest: tuple[Tensor, ...],
-        more_strided: tuple[Tensor, ...] = (), **constants: Any,
+        strided: tuple[Tensor, ...] = (), numbers: tuple[float, ...] = (), **constants: Any,
     ) -> None:  # fmt: skip
-        programs = min(self.total, STEEP_PROGRAMS * self.multiprocessors) if self.one_tile else self.total
+        total = self.B * self.N * self.h
+        programs = min(total, STEEP_PROGRAMS * self.multiprocessors) if self.one_tile else total
         kernel[(programs,)](
-            *inputs, *self.gates, *rest, *self.restrictions, *self.sizes,
-            *strides(*inputs, *self.gates, *more_strided), flags, **self.options, **constants,
-            BK=_block(self.options["K"], 32), BV=_block(self.options["V"], 64), ALL=not self.one_tile, num_stages=1,
+            *inputs, *self.gates, *rest, *self.restrictions, *self.numbers, total, *numbers,
+            *strides(*inputs, *self.gates, *strided), flags, **self.options, **constants,
+            BK=_block(self.K, 32), BV=_block(self.V, 64), ALL=not self.one_tile, num_stages=1,
         )  # fmt: skip
 
 
@@ -260,11 +264,16 @@ def _backward(
             states, _ = _enter_states(k, v, gate_f, gate_b, segments, valid_sizes, width, adjoint=False)
         dstates, flags = _enter_states(q, do, gate_f, gate_b, segments, valid_sizes, width, adjoint=True)
         launch.mild(kernels.outputs, (k, q, do), (dstates, dv), ADJOINT=True)
-        launch.sizes += (temperature or 1.0,)
-        raw = dict(RAW=temperature is not None)
-        launch.mild(kernels.gradients, (q, k, v), (states, do, dstates, dq, dk, dgate_f, dgate_b), (do,), **raw)
+        rest = (do,), (temperature or 1.0,)
+        raw = temperature is not None
+        launch.mild(kernels.gradients, (q, k, v), (states, do, dstates, dq, dk, dgate_f, dgate_b), *rest, RAW=raw)
         launch.steep(
-            kernels.steep_gradients, flags, (q, k, v), (states, do, dstates, dq, dk, dv, dgate_f, dgate_b), (do,), **raw
+            kernels.steep_gradients,
+            flags,
+            (q, k, v),
+            (states, do, dstates, dq, dk, dv, dgate_f, dgate_b),
+            *rest,
+            RAW=raw,
         )
     return dq, dk, dv, dgate_f, dgate_b
 

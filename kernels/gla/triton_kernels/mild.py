@@ -6,7 +6,7 @@ States come multiplied by exp of that half (`chunk_states`), so that the same de
 import triton
 import triton.language as tl
 
-from .common import LOG2_E, at, decaying, dot, gate_slope, load, load_segments, load_state, locate, narrow, store
+from .common import LOG2_E, at, decaying, dot, gate_slope, is_token, load, load_segments, load_state, narrow, store
 
 
 @triton.jit
@@ -25,10 +25,10 @@ def _mild_decays(gates, pairs, GATE_TERMS: tl.constexpr):
     return tl.exp2(sums), tl.exp2(-sums)
 
 
-@triton.jit(do_not_specialize=["L", "N", "width", "total"])
+@triton.jit(do_not_specialize=["L", "N", "width", "B"])
 def outputs(
     q, k, v, gates_f, gates_b, states, out, segments, sizes,
-    L, N, h, width, scale, total,
+    L, N, h, width, scale, B,
     q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     ADJOINT: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
@@ -39,10 +39,13 @@ def outputs(
     ADJOINT: the gradient of v. q and k have changed places, v is the gradient of the output, states that of the states.
     """
     cols, vcols = tl.arange(0, BK), tl.arange(0, BV)
-    for slot in tl.range(tl.program_id(0), total, tl.num_programs(0), num_stages=STAGES):
+    head, b = tl.program_id(0) % h, ((tl.program_id(0) // h) % B).to(tl.int64)
+    local = tl.arange(0, C)
+    i, j = local[:, None], local[None, :]
+    for n in tl.range(tl.program_id(0) // (h * B), N, tl.num_programs(0) // (h * B), num_stages=STAGES):
         # Loads stand where they are used: that is where registers begin to hold them.
-        b, n, head, first, local, row_ok = locate(slot, N, h, L, sizes, width, C, HAS_SIZES)
-        i, j = local[:, None], local[None, :]
+        first = n * C
+        row_ok = is_token(local, first, L, sizes, b, width, HAS_SIZES)
         if HAS_SEGMENTS:
             own, before, after, first_own, last_own = load_segments(segments, local, first, L, C)
             if ADJOINT:
@@ -80,10 +83,10 @@ def outputs(
         store(out + ((b * L + first) * h + head) * V, local, vcols, h * V, local < L - first, V, o * scale)
 
 
-@triton.jit(do_not_specialize=["L", "N", "width", "total"])
+@triton.jit(do_not_specialize=["L", "N", "width", "B"])
 def gradients(
     q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dgates_f, dgates_b, segments, sizes,
-    L, N, h, width, scale, total, temperature,
+    L, N, h, width, scale, B, temperature,
     q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h, do_b, do_l, do_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     RAW: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
@@ -94,10 +97,13 @@ def gradients(
     RAW: the gates' gradients are those of the logits that `chunk_states` made them from.
     """
     cols, vcols = tl.arange(0, BK), tl.arange(0, BV)
-    for slot in tl.range(tl.program_id(0), total, tl.num_programs(0), num_stages=STAGES):
+    head, b = tl.program_id(0) % h, ((tl.program_id(0) // h) % B).to(tl.int64)
+    local = tl.arange(0, C)
+    i, j = local[:, None], local[None, :]
+    for n in tl.range(tl.program_id(0) // (h * B), N, tl.num_programs(0) // (h * B), num_stages=STAGES):
         # Loads stand where they are used: that is where registers begin to hold them.
-        b, n, head, first, local, row_ok = locate(slot, N, h, L, sizes, width, C, HAS_SIZES)
-        i, j = local[:, None], local[None, :]
+        first = n * C
+        row_ok = is_token(local, first, L, sizes, b, width, HAS_SIZES)
         state_f = ((b * h + head) * 2 * N + n) * V * K
         keys = ((b * L + first) * h + head) * K
         store_ok = local < L - first
@@ -114,16 +120,9 @@ def gradients(
         k_i = load(at(k, b, head, first, k_b, k_h, k_l), local, cols, k_l, row_ok, K)
         dq_i, dk_i = tl.zeros([C, BK], tl.float32), tl.zeros([C, BK], tl.float32)
         for backward in tl.static_range(2):
+            state_at = state_f
             if backward:
-                gates = load(at(gates_b, b, head, first, gb_b, gb_h, gb_l), local, cols, gb_l, row_ok, K)
-                pairs, pairs_t = i <= j, i >= j
-                state_at = state_f + N.to(tl.int64) * V * K
-            else:
-                gates = load(at(gates_f, b, head, first, gf_b, gf_h, gf_l), local, cols, gf_l, row_ok, K)
-                pairs, pairs_t = i >= j, i <= j
-                state_at = state_f
-            of_q, of_k = _mild_decays(gates, pairs, GATE_TERMS)
-            q_d, k_d = q_i.to(tl.float32) * of_q, k_i.to(tl.float32) * of_k
+                state_at += N.to(tl.int64) * V * K
             state = load_state(states + state_at, cols, vcols, K, V)
             dq_d = dot(do_i, tl.trans(state), TERMS, TERMS)
             dstate = load_state(dstates + state_at, cols, vcols, K, V)
@@ -137,15 +136,24 @@ def gradients(
                     reach_q, reach_k, through, gate_ok = own == before, own == last_own, before == last_own, gate_f_ok
                 dq_d, dk_d = tl.where(reach_q[:, None], dq_d, 0.0), tl.where(reach_k[:, None], dk_d, 0.0)
                 passing = tl.where(through, passing, 0.0)
+            if backward:
+                gates = load(at(gates_b, b, head, first, gb_b, gb_h, gb_l), local, cols, gb_l, row_ok, K)
+                pairs, pairs_t = i <= j, i >= j
+            else:
+                gates = load(at(gates_f, b, head, first, gf_b, gf_h, gf_l), local, cols, gf_l, row_ok, K)
+                pairs, pairs_t = i >= j, i <= j
+            of_q, of_k = _mild_decays(gates, pairs, GATE_TERMS)
+            q_d, k_d = q_i.to(tl.float32) * of_q, k_i.to(tl.float32) * of_k
             leaving = k_d * dk_d  # keys' share in the gradient of a decay of the state that leaves
             dq_d += dot(tl.where(pairs, dscores, 0.0), k_d, TERMS, SCORE_TERMS)
             dk_d += dot(tl.where(pairs_t, dscores_t, 0.0), q_d, TERMS, SCORE_TERMS)
-            dq_i += dq_d * of_q
-            dk_i += dk_d * of_k
+            dq_d, dk_d = dq_d * of_q, dk_d * of_k
+            dq_i += dq_d
+            dk_i += dk_d
             # Every pair counts once at its query and once, negatively, at its key: a sum over the tokens on the
             # queries' side of a gate holds the pairs that the gate lies between; the others cancel. Half of the whole
             # sum and half of the difference between the two sides make that sum.
-            differences = q_d * dq_d - k_d * dk_d
+            differences = q_i.to(tl.float32) * dq_d - k_i.to(tl.float32) * dk_d
             dgate = dot(_halves(pairs_t), differences, 1, SCORE_TERMS)
             dgate += (tl.sum(leaving + 0.5 * differences, 0) + passing)[None, :]
             if RAW:
