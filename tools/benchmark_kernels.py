@@ -29,43 +29,39 @@ import importlib.metadata
 import importlib.util
 import json
 import math
-import platform
-import re
-import signal
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from types import FrameType
 
 import torch
 import torch.nn.functional as F
+from _timing import (
+    Effort,
+    TimeLimitError,
+    Times,
+    UnavailableError,
+    copy_bandwidth,
+    describe_machine,
+    device_times,
+    peak_bytes,
+    short_reason,
+    time_limit,
+    wall_times,
+    warm_up,
+)
 from torch import Tensor
 from vig_kernels.gla import IMPLEMENTATIONS, bidirectional_gla
 
 Operator = Callable[..., Tensor]
-Step = Callable[[], tuple[Tensor, ...]]
 SDPA = F.scaled_dot_product_attention
 
 FORWARD, BACKWARD = "forward", "forward+backward"
 MAX_ERROR = {FORWARD: 2e-2, BACKWARD: 1e-1}  # 16-bit arithmetic stays well below; another function does not
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_INPUT_SETS = 16
-GRAPH_MS, MAX_GRAPH_CALLS = 2.0, 64  # a graph is filled with calls up to either
 BASELINES = ("triton", "chunk")  # ratios are to the first of them that was measured
-
-
-class UnavailableError(Exception):
-    """A contender that is not there."""
-
-
-class TimeLimitError(BaseException):
-    """A contender took too long. No Exception, lest something between here and there takes it for its own."""
 
 
 @dataclass(frozen=True)
@@ -235,148 +231,8 @@ def kept_bytes(operator: Operator, case: Case) -> tuple[int, int]:
     return tuple(sum(size for address, size in kept.items() if (address in given) == own) for own in (True, False))
 
 
-def peak_bytes(step: Step) -> int:
-    step()  # the libraries' workspaces for this stream are not the call's
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
 def relative_rms(x: Tensor, reference: Tensor) -> float:
     return ((x.double() - reference).norm() / reference.norm()).item()
-
-
-# ---- time
-
-
-@dataclass(frozen=True)
-class Times:
-    """Milliseconds of a call; each sample is the mean of `calls` of them."""
-
-    median: float
-    min: float
-    max: float
-    samples: int
-    calls: int
-
-    @classmethod
-    def of(cls, samples: list[float], calls: int) -> "Times":
-        return cls(statistics.median(samples), min(samples), max(samples), len(samples), calls)
-
-
-@dataclass(frozen=True)
-class Effort:
-    repeats: int
-    min_seconds: float  # of a repeat
-
-
-def wall_times(steps: list[Step], synchronize: Callable[[], None], effort: Effort) -> Times:
-    def seconds(calls: int) -> float:
-        synchronize()
-        start = time.perf_counter()
-        for i in range(calls):
-            steps[i % len(steps)]()
-        synchronize()
-        return time.perf_counter() - start
-
-    seconds(1)
-    once = seconds(1)
-    calls = max(1, math.ceil(effort.min_seconds / once))
-    repeats = effort.repeats if once < 1 else min(effort.repeats, 3)
-    return Times.of([seconds(calls) / calls * 1e3 for _ in range(repeats)], calls)
-
-
-def event_times(run: Callable[[], object], calls: int, replays: int) -> Times:
-    """Device time of run(), which makes so many calls; runs queue up, so that the device never waits for Python."""
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
-    for _ in range(2):
-        run()
-    events[0].record()
-    for event in events[1:]:
-        run()
-        event.record()
-    torch.cuda.synchronize()
-    return Times.of([start.elapsed_time(end) / calls for start, end in pairwise(events)], calls)
-
-
-def capture(steps: list[Step], calls: int) -> torch.cuda.CUDAGraph:
-    """A graph of so many calls, the input sets in turn; each call keeps its results, in memory of its own."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = [steps[i % len(steps)]() for i in range(calls)]
-    del results
-    return graph
-
-
-def device_times(steps: list[Step], effort: Effort) -> tuple[Times, str, str]:
-    """Times, how they were taken, and why not by a graph."""
-
-    def measure(run: Callable[[], object], calls: int) -> Times:
-        ms = event_times(run, calls, 3).median * calls
-        replays = math.ceil(effort.repeats * effort.min_seconds * 1e3 / ms)
-        return event_times(run, calls, min(max(replays, effort.repeats), 1000))
-
-    calls = len(steps)
-    try:
-        graph = capture(steps, calls)
-        short_of = GRAPH_MS / event_times(graph.replay, 1, 3).median
-        if short_of > 1:  # so long that the gap between two replays does not count
-            calls *= min(math.ceil(short_of), math.ceil(MAX_GRAPH_CALLS / calls))
-            graph = capture(steps, calls)
-        return measure(graph.replay, calls), "graph", ""
-    except Exception as error:
-        torch.cuda.synchronize()
-        note = f"no graph: {short_reason(error)}"
-    return measure(lambda: [step() for step in steps], len(steps)), "events", note
-
-
-def warm_up(steps: list[Step]) -> None:
-    """Compile, tune and allocate, off the default stream as graph capture wants it."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for step in (*steps, *steps[:3]):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()
-
-
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second of a large copy on the device, read and written ones."""
-    if device.type == "cuda":
-        size = min(4 << 30, torch.cuda.mem_get_info(device)[0] // 4)
-        source = torch.ones(size, dtype=torch.uint8, device=device)
-        target = torch.empty_like(source)
-        times = event_times(lambda: target.copy_(source), 1, 20)
-    else:
-        source = torch.ones(256 << 20, dtype=torch.uint8)
-        target = torch.empty_like(source)
-        times = wall_times([lambda: (target.copy_(source),)], lambda: None, Effort(5, 0))
-    return 2 * source.numel() / times.median * 1e3
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise TimeLimitError(f"over the time limit of {seconds:g} s")
-
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-
-
-def short_reason(error: BaseException) -> str:
-    if isinstance(error, torch.OutOfMemoryError):
-        return "out of memory"
-    text = (str(error).strip().splitlines() or [""])[0][:100]
-    return text if isinstance(error, UnavailableError | TimeLimitError) else f"{type(error).__name__}: {text}"
 
 
 # ---- results
@@ -584,26 +440,6 @@ def write_json(path: Path, machine: dict[str, str], bandwidth: float, results: l
 
     rows = [plain(asdict(result)) for result in results]
     path.write_text(json.dumps({"machine": machine, "copy_bytes_per_second": bandwidth, "results": rows}, indent=1))
-
-
-def describe_machine(device: torch.device, dtype: str, gate_dtype: str) -> dict[str, str]:
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        info = Path("/proc/cpuinfo")
-        models = re.findall(r"model name\s*: (.+)", info.read_text()) if info.is_file() else []
-        name = f"{models[0] if models else 'CPU'}, threads: {torch.get_num_threads()}"
-    machine = {
-        "device": name,
-        "dtype": dtype,
-        "gates": gate_dtype,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    for package in ("triton", "flash-linear-attention"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            machine[package] = importlib.metadata.version(package)
-    return machine
 
 
 # ---- command line
