@@ -58,22 +58,6 @@ def _upper_half(x):
 
 
 @triton.jit
-def rounded(x, TERMS: tl.constexpr):
-    """x as the matrix unit takes it in TERMS terms, still in float32."""
-    if TERMS == 1:
-        return _upper_half(_half_up(x))
-    if TERMS == 2:
-        high = _upper_half(x)
-        return high + _upper_half(_half_up(x - high))
-    return x
-
-
-@triton.jit
-def _half_up(x):
-    return (x.to(tl.int32, bitcast=True) + 0x8000).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def narrow(x, TERMS: tl.constexpr):
     """x in as few bits as TERMS terms allow."""
     return x.to(tl.bfloat16) if TERMS == 1 else x

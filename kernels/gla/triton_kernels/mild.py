@@ -36,7 +36,8 @@ def outputs(
 ):  # fmt: skip
     """out = scale * (scores v + decayed q states) of mild chunks; scores and states hold both directions.
 
-    ADJOINT: the gradient of v. q and k have changed places, v is the gradient of the output, states that of the states.
+    ADJOINT: the gradient of v. q and k have changed places, v is the gradient of the output, states that of the states;
+    a key (row) meets the queries (columns) that see it.
     """
     cols, vcols = tl.arange(0, BK), tl.arange(0, BV)
     head, b = tl.program_id(0) % h, ((tl.program_id(0) // h) % B).to(tl.int64)
@@ -60,16 +61,16 @@ def outputs(
         for backward in tl.static_range(2):
             if backward:
                 gates = load(at(gates_b, b, head, first, gb_b, gb_h, gb_l), local, cols, gb_l, row_ok, K)
-                below, above, state_at = i <= j, i >= j, state_f + N.to(tl.int64) * V * K
+                sees, seen, state_at = i <= j, i >= j, state_f + N.to(tl.int64) * V * K
             else:
                 gates = load(at(gates_f, b, head, first, gf_b, gf_h, gf_l), local, cols, gf_l, row_ok, K)
-                below, above, state_at = i >= j, i <= j, state_f
+                sees, seen, state_at = i >= j, i <= j, state_f
             if ADJOINT:
-                of_k, of_q = _mild_decays(gates, below, GATE_TERMS)
-                pairs = above
+                of_k, of_q = _mild_decays(gates, sees, GATE_TERMS)
+                pairs = seen
             else:
-                of_q, of_k = _mild_decays(gates, below, GATE_TERMS)
-                pairs = below
+                of_q, of_k = _mild_decays(gates, sees, GATE_TERMS)
+                pairs = sees
             q_d = q_i.to(tl.float32) * of_q
             k_d = k_i.to(tl.float32) * of_k
             scores += tl.where(pairs, dot(q_d, tl.trans(k_d), SCORE_TERMS, TERMS), 0.0)
