@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import check_types_and_devices, named_implementation
 from .chunk import chunk_bidirectional_gla
 from .naive import naive_bidirectional_gla
 
@@ -100,12 +101,7 @@ def select_implementation(impl: str, q: Tensor, k: Tensor, v: Tensor) -> Callabl
     """The function behind a name; for ``'auto'``, the fastest that takes these tensors."""
     if impl == "auto":
         impl = "triton" if _triton_takes(q, k, v) else "chunk"
-    if impl not in IMPLEMENTATIONS:
-        missing = "; install triton for 'triton'" if impl == "triton" else ""
-        raise ValueError(
-            f"impl={impl!r} is not available: expected 'auto' or one of {sorted(IMPLEMENTATIONS)}{missing}"
-        )
-    return IMPLEMENTATIONS[impl]
+    return named_implementation(impl, IMPLEMENTATIONS)
 
 
 def _triton_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -194,8 +190,4 @@ def _check_arguments(q: Tensor, k: Tensor, v: Tensor, log_gate_fwd: Tensor, log_
         raise ValueError(f"v must have shape [B, L, h, V] with {list(q.shape[:3])} in front, got {list(v.shape)}")
     if 0 in q.shape or v.shape[-1] == 0:
         raise ValueError(f"empty input: q {list(q.shape)}, v {list(v.shape)}; every dimension must be at least 1")
-    for name, tensor in (("q", q), ("k", k), ("v", v), ("log_gate_fwd", log_gate_fwd), ("log_gate_bwd", log_gate_bwd)):
-        if not torch.is_floating_point(tensor):
-            raise TypeError(f"{name} must be a floating point tensor, got {tensor.dtype}")
-        if tensor.device != q.device:
-            raise ValueError(f"{name} is on {tensor.device}, q on {q.device}: move them to one device")
+    check_types_and_devices({"q": q, "k": k, "v": v, "log_gate_fwd": log_gate_fwd, "log_gate_bwd": log_gate_bwd})

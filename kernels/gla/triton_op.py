@@ -264,18 +264,12 @@ def _backward(
             states, _ = _enter_states(k, v, gate_f, gate_b, segments, valid_sizes, width, adjoint=False)
         dstates, flags = _enter_states(q, do, gate_f, gate_b, segments, valid_sizes, width, adjoint=True)
         launch.mild(kernels.outputs, (k, q, do), (dstates, dv), ADJOINT=True)
-        rest = (do,), (temperature or 1.0,)
-        raw = temperature is not None
-        launch.mild(kernels.gradients, (q, k, v), (states, do, dstates, dq, dk, dgate_f, dgate_b), *rest, RAW=raw)
-        launch.steep(
-            kernels.steep_gradients,
-            flags,
-            (q, k, v),
-            (states, do, dstates, dq, dk, dv, dgate_f, dgate_b),
-            *rest,
-            RAW=raw,
-        )
-    return dq, dk, dv, dgate_f, dgate_b
+        more = dict(strided=(do,), numbers=(temperature or 1.0,), RAW=temperature is not None)
+        grads = dq, dk, dgate_f, dgate_b
+        launch.mild(kernels.gradients, (q, k, v), (states, do, dstates, *grads), **more)
+        grads = dq, dk, dv, dgate_f, dgate_b
+        launch.steep(kernels.steep_gradients, flags, (q, k, v), (states, do, dstates, *grads), **more)
+    return grads
 
 
 def _check_types(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from importlib.util import find_spec
 
-import torch
 from torch import Tensor
 
+from ..arguments import check_types_and_devices, named_implementation
 from .naive import naive_locality_injection
 
 
@@ -57,13 +57,8 @@ def locality_injection(
         TypeError: for tensors that are not floating point, or a type that an implementation does not take.
     """
     _check_arguments(scan, local, gate_logits, scan_weight, local_weight)
-    name = "naive" if impl == "auto" else impl
-    if name not in IMPLEMENTATIONS:
-        missing = "; install triton for 'triton'" if name == "triton" else ""
-        raise ValueError(
-            f"impl={impl!r} is not available: expected 'auto' or one of {sorted(IMPLEMENTATIONS)}{missing}"
-        )
-    return IMPLEMENTATIONS[name](scan, local, gate_logits, scan_weight, local_weight, eps, activation)
+    function = named_implementation("naive" if impl == "auto" else impl, IMPLEMENTATIONS)
+    return function(scan, local, gate_logits, scan_weight, local_weight, eps, activation)
 
 
 def _check_arguments(
@@ -82,8 +77,4 @@ def _check_arguments(
             raise ValueError(
                 f"{name} must have shape {list(shape)}, as scan {list(scan.shape)} asks for, got {list(x.shape)}"
             )
-    for name, x in {"scan": scan, **{name: x for name, (x, _) in expected.items()}}.items():
-        if not torch.is_floating_point(x):
-            raise TypeError(f"{name} must be a floating point tensor, got {x.dtype}")
-        if x.device != scan.device:
-            raise ValueError(f"{name} is on {x.device}, scan on {scan.device}: move them to one device")
+    check_types_and_devices({"scan": scan, **{name: x for name, (x, _) in expected.items()}})

@@ -71,17 +71,9 @@ def _steep_scores(
 
 @triton.jit
 def _steep_score_gradients(
-    q,
-    k,
-    gf,
-    gb,
-    dscores,
-    local,
-    C: tl.constexpr,
-    TERMS: tl.constexpr,
-    SCORE_TERMS: tl.constexpr,
-    GATE_TERMS: tl.constexpr,
-):
+    q, k, gf, gb, dscores, local,
+    C: tl.constexpr, TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
+):  # fmt: skip
     """From the gradient of the scores: those of q, k and of both log-gates, as far as pairs inside the chunk go."""
     diagonal = 2 * tl.sum(tl.where(local[:, None] == local[None, :], dscores, 0.0), 1)[:, None]
     dq, dk = diagonal * k, diagonal * q
@@ -140,6 +132,31 @@ def _log_factor(gates, mild):
     return tl.where(mild, 0.5 * tl.sum(gates, 0), 0.0)
 
 
+@triton.jit
+def _meet_states(
+    o, x, states, next_direction, gates_f, gates_b, gf_l, gb_l, mild_f, mild_b, reach_f, reach_b,
+    local, row_ok, cols, vcols, K: tl.constexpr, V: tl.constexpr,
+    KEYS: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
+    TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
+):  # fmt: skip
+    """o + (x, decayed) states of both directions. x: queries, or with KEYS keys and the gradients of states."""
+    for direction in range(2):
+        backward = direction == 1
+        gates = tl.where(backward, gates_b, gates_f)
+        gates = load_gates(gates, local, cols, tl.where(backward, gb_l, gf_l), row_ok, K)
+        log_factor = _log_factor(gates, tl.where(backward, mild_b, mild_f))
+        if KEYS:
+            tokens = _side(local, backward) < 0
+        else:
+            tokens = _side(local, backward) >= 0
+        x_d = x * exp(_sum(tokens, gates, GATE_TERMS) - log_factor[None, :])
+        if HAS_SEGMENTS:
+            x_d = tl.where(tl.where(backward, reach_b, reach_f)[:, None], x_d, 0.0)
+        state = load_state(states + direction * next_direction, cols, vcols, K, V)
+        o += dot(x_d, state, SCORE_TERMS, TERMS)
+    return o
+
+
 @triton.jit(do_not_specialize=["L", "N", "width", "total"])
 def steep_outputs(
     q, k, v, gates_f, gates_b, states, out, segments, sizes,
@@ -178,8 +195,10 @@ def _steep_outputs(
     v = at(v, b, head, first, v_b, v_h, v_l)
     gates_f = at(gates_f, b, head, first, gf_b, gf_h, gf_l)
     gates_b = at(gates_b, b, head, first, gb_b, gb_h, gb_l)
+    reach_f, reach_b = row_ok, row_ok
     if HAS_SEGMENTS:
         own, before, after, _, _ = load_segments(segments, local, first, L, C)
+        reach_f, reach_b = own == before, own == after
 
     scores = _steep_scores(
         q, k, gates_f, gates_b, q_l, k_l, gf_l, gb_l, local, row_ok, K, C, BK, SCORE_TERMS, TERMS, GATE_TERMS
@@ -192,16 +211,11 @@ def _steep_outputs(
         for tile in range(tl.cdiv(K, BK)):
             cols = tile * BK + tl.arange(0, BK)
             q_i = load(q, local, cols, q_l, row_ok, K).to(tl.float32)
-            for direction in range(2):
-                backward = direction == 1
-                gates = tl.where(backward, gates_b, gates_f)
-                gates = load_gates(gates, local, cols, tl.where(backward, gb_l, gf_l), row_ok, K)
-                log_factor = _log_factor(gates, tl.where(backward, mild_b, mild_f))
-                q_d = q_i * exp(_sum(_side(local, backward) >= 0, gates, GATE_TERMS) - log_factor[None, :])
-                if HAS_SEGMENTS:
-                    q_d = tl.where((own == tl.where(backward, after, before))[:, None], q_d, 0.0)
-                state = load_state(states_f + direction * N.to(tl.int64) * K * V, cols, vcols, K, V)
-                o += dot(q_d, state, SCORE_TERMS, TERMS)
+            o = _meet_states(
+                o, q_i, states_f, N.to(tl.int64) * K * V, gates_f, gates_b, gf_l, gb_l, mild_f, mild_b,
+                reach_f, reach_b, local, row_ok, cols, vcols, K, V,
+                False, HAS_SEGMENTS, TERMS, SCORE_TERMS, GATE_TERMS,
+            )  # fmt: skip
         out_i = out + ((b * L + first) * h + head) * V
         store(out_i, local, vcols, h * V, local < L - first, V, o * scale)
 
@@ -248,8 +262,11 @@ def _steep_gradients(
     do = at(do, b, head, first, do_b, do_h, do_l)
     gates_f = at(gates_f, b, head, first, gf_b, gf_h, gf_l)
     gates_b = at(gates_b, b, head, first, gb_b, gb_h, gb_l)
+    reach_f, reach_b, leave_f, leave_b = row_ok, row_ok, row_ok, row_ok
     if HAS_SEGMENTS:
         own, before, after, first_own, last_own = load_segments(segments, local, first, L, C)
+        reach_f, reach_b = own == before, own == after  # by the state from outside: queries
+        leave_f, leave_b = own == last_own, own == first_own  # into the state that leaves: keys
         gate_f_ok, gate_b_ok = decaying(segments, local, first, L, own, row_ok)
 
     # The scores and their gradient, from all of K and all of V
@@ -275,16 +292,11 @@ def _steep_gradients(
         for tile in range(tl.cdiv(K, BK)):
             cols = tile * BK + tl.arange(0, BK)
             k_i = load(k, local, cols, k_l, row_ok, K).to(tl.float32)
-            for direction in range(2):
-                backward = direction == 1
-                gates = tl.where(backward, gates_b, gates_f)
-                gates = load_gates(gates, local, cols, tl.where(backward, gb_l, gf_l), row_ok, K)
-                log_factor = _log_factor(gates, tl.where(backward, mild_b, mild_f))
-                k_d = k_i * exp(_sum(_side(local, backward) < 0, gates, GATE_TERMS) - log_factor[None, :])
-                if HAS_SEGMENTS:
-                    k_d = tl.where((own == tl.where(backward, first_own, last_own))[:, None], k_d, 0.0)
-                dstate = load_state(dstates + states_f + direction * N.to(tl.int64) * K * V, cols, vcols, K, V)
-                dv_i += dot(k_d, dstate, SCORE_TERMS, TERMS)
+            dv_i = _meet_states(
+                dv_i, k_i, dstates + states_f, N.to(tl.int64) * K * V, gates_f, gates_b, gf_l, gb_l, mild_f, mild_b,
+                leave_f, leave_b, local, row_ok, cols, vcols, K, V,
+                True, HAS_SEGMENTS, TERMS, SCORE_TERMS, GATE_TERMS,
+            )  # fmt: skip
         dv_tile = dv + ((b * L + first) * h + head) * V
         store(dv_tile, local, vcols, h * V, store_ok, V, dv_i * scale)
 
@@ -321,8 +333,8 @@ def _steep_gradients(
             gate_ok = row_ok
             if HAS_SEGMENTS:
                 gate_ok = tl.where(backward, gate_b_ok, gate_f_ok)
-                dq_d = tl.where((own == tl.where(backward, after, before))[:, None], dq_d, 0.0)
-                dk_d = tl.where((own == tl.where(backward, first_own, last_own))[:, None], dk_d, 0.0)
+                dq_d = tl.where(tl.where(backward, reach_b, reach_f)[:, None], dq_d, 0.0)
+                dk_d = tl.where(tl.where(backward, leave_b, leave_f)[:, None], dk_d, 0.0)
                 across = tl.where(tl.where(backward, after == first_own, before == last_own), across, 0.0)
             dq_i += dq_d
             dk_i += dk_d

@@ -1,0 +1,34 @@
+"""What the operators' checks of their arguments share. Needs torch alone."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+
+def named_implementation(impl: str, implementations: Mapping[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:
+    """The function behind a name.
+
+    Raises:
+        ValueError: naming those that there are.
+    """
+    if impl not in implementations:
+        missing = "; install triton for 'triton'" if impl == "triton" else ""
+        raise ValueError(
+            f"impl={impl!r} is not available: expected 'auto' or one of {sorted(implementations)}{missing}"
+        )
+    return implementations[impl]
+
+
+def check_types_and_devices(tensors: Mapping[str, Tensor]) -> None:
+    """All of them floating point, on the device of the first.
+
+    Raises:
+        TypeError, ValueError: naming the tensor that is not.
+    """
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if not torch.is_floating_point(tensor):
+            raise TypeError(f"{name} must be a floating point tensor, got {tensor.dtype}")
+        if tensor.device != first.device:
+            raise ValueError(f"{name} is on {tensor.device}, {first_name} on {first.device}: move them to one device")
