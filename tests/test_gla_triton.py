@@ -126,7 +126,7 @@ def test_several_images_heads_and_chunks_mild_and_steep(device, chunk):
 def test_more_than_one_tile_of_channels(device, chunk):
     """Wider than the kernels for mild chunks take: all chunks go to the others, tile by tile."""
     K, V = 5, 70
-    assert not triton_op._is_one_tile(K, V, torch.float32, torch.device(device))
+    assert not triton_op._is_one_tile(K, V, torch.float32, torch.float32, torch.device(device))
     inputs = inputs_on(device, 1, 2 * chunk + 3, 1, K, V)
     assert_all_close(run(inputs), exact(inputs), 1e-5)
 
@@ -137,8 +137,8 @@ def test_less_shared_memory_than_a_tile_needs(device, chunk, monkeypatch):
     inputs = inputs_on(device, 1, chunk + 3, 1, K, V)
     expected = run(inputs)
     monkeypatch.setattr(triton_op, "shared_memory", lambda device: 48 * 1024)
-    assert not triton_op._is_one_tile(K, V, torch.float32, torch.device(device))
-    assert triton_op._is_one_tile(16, 32, torch.bfloat16, torch.device(device))
+    assert not triton_op._is_one_tile(K, V, torch.float32, torch.float32, torch.device(device))
+    assert triton_op._is_one_tile(16, 32, torch.bfloat16, torch.float32, torch.device(device))
     assert_all_close(run(inputs), expected, 1e-5)
 
 

@@ -27,14 +27,14 @@ from . import triton_kernels as kernels
 # Tokens of a chunk, a multiple of 16. With 64, Triton would use Hopper's asynchronous matrix instructions (wgmma), and
 # they went wrong (illegal addresses) in kernels that spill registers, with Triton 3.6.
 CHUNK = 32
-# Programs per multiprocessor. Each walks over chunks and loads the next one while it computes.
-PROGRAMS = 8
-# Chunks in flight: the one that is computed and those that are being loaded.
-STAGES = 2
+# Warps that a multiprocessor holds where a thread has all the registers it may have, 255.
+WARPS = 8
+# A pipelined loop loads this many chunks ahead, and one less where shared memory would not hold that for three programs.
+AHEAD = 2
 # Programs per multiprocessor for steep chunks: they are rare, and looking for them should cost little.
 STEEP_PROGRAMS = 4
-# Shared memory that `gradients` uses beside what it loads, at most, in bytes.
-SCRATCH = 16 * 1024
+# Shared memory of a program beside what it loads, in bytes, where K and V are small.
+SCRATCH = 11 * 1024
 
 
 def triton_bidirectional_gla(
@@ -98,26 +98,32 @@ def _terms(dtype: torch.dtype, gate_dtype: torch.dtype) -> dict[str, int]:
     return terms | dict(GATE_TERMS=min(terms["GATE_TERMS"], exact))
 
 
-def _is_one_tile(K: int, V: int, dtype: torch.dtype, device: torch.device) -> bool:
+def _is_one_tile(K: int, V: int, dtype: torch.dtype, gate_dtype: torch.dtype, device: torch.device) -> bool:
     """Whether all of K and V fit into one tile, which the kernels for mild chunks ask for."""
     if max(K, V) > (128 if dtype == torch.bfloat16 else 64):
         return False
+    return _tile_bytes(K, V, dtype, gate_dtype, backward=True) + SCRATCH <= shared_memory(device)
+
+
+def _tile_bytes(K: int, V: int, dtype: torch.dtype, gate_dtype: torch.dtype, backward: bool) -> int:
+    """What `outputs`, or `gradients`, load of a chunk: q, k, v, the gradient of the output; gates; states."""
     BK, BV = _block(K, 128), _block(V, 128)
-    tokens = CHUNK * (2 * (BK + BV) * dtype.itemsize + 2 * BK * 4)  # q, k, v, gradient of the output, gates
-    states = 4 * BK * BV * _state_dtype(dtype).itemsize
-    return tokens + states + SCRATCH <= shared_memory(device)
+    n = 2 if backward else 1
+    tokens = CHUNK * ((2 * BK + n * BV) * dtype.itemsize + 2 * BK * gate_dtype.itemsize)
+    return tokens + 2 * n * BK * BV * _state_dtype(dtype).itemsize
 
 
 def _block(size: int, largest: int) -> int:
     return min(max(triton.next_power_of_2(size), 16), largest)
 
 
-def _stretches(N: int, walks: int, device: torch.device) -> tuple[int, int]:
-    """Chunks of a stretch and their number, so that `walks` times as many programs fill the GPU."""
-    programs = PROGRAMS * multiprocessors(device)
-    M = 1 if walks >= programs // 2 else min(N, triton.cdiv(programs, walks))
-    G = triton.cdiv(N, M)
-    return G, triton.cdiv(N, G)
+def _share(N: int, walks: int, programs: int) -> int:
+    """Into how many parts to cut each of `walks` over N chunks, where so many programs run at a time."""
+
+    def time(parts: int) -> float:
+        return triton.cdiv(walks * parts, programs) * (triton.cdiv(N, parts) + 0.5)  # a program's start counts, too
+
+    return min((min(max(programs * waves // walks, 1), N) for waves in (1, 2, 3)), key=time)
 
 
 def _enter_states(
@@ -131,10 +137,14 @@ def _enter_states(
     B, L, h, K = x.shape
     V = y.shape[-1]
     N = _num_chunks(L)
-    one_tile = _is_one_tile(K, V, x.dtype, x.device)
+    gate_dtype = (gate_f if activated is None else activated).dtype
+    one_tile = _is_one_tile(K, V, x.dtype, gate_dtype, x.device)
     BK, BV = _block(K, 128 if one_tile else 64), _block(V, 64)
     tiles = triton.cdiv(K, BK) * triton.cdiv(V, BV)
-    G, M = _stretches(N, B * h * 2 * tiles, x.device)
+    num_warps = 1 if x.dtype == torch.bfloat16 and BK * BV <= 2048 else 2
+    walks, programs = B * h * 2 * tiles, WARPS // num_warps * multiprocessors(x.device)
+    G = triton.cdiv(N, 1 if 2 * walks >= programs else _share(N, walks, programs))
+    M = triton.cdiv(N, G)
     states = x.new_empty(B, h, 2, N, K, V, dtype=_state_dtype(x.dtype))
     decays = x.new_empty(B, h, 2, N, K, dtype=torch.float32)
     totals = x.new_empty(B, h, 2, M, K, V, dtype=torch.float32)
@@ -145,19 +155,18 @@ def _enter_states(
         L, N, h, width, G, M, temperature or 1.0,
         *strides(x, y, gate_f, gate_b), K=K, V=V, C=CHUNK, BK=BK, BV=BV, ADJOINT=adjoint, RAW=temperature is not None,
         HAS_SEGMENTS=segments is not None, HAS_SIZES=sizes is not None, MILD=one_tile,
-        **_terms(x.dtype, (gate_f if activated is None else activated).dtype),
-        STAGES=STAGES, num_warps=1 if BK * BV <= 2048 else 2,
+        **_terms(x.dtype, gate_dtype), STAGES=AHEAD + 1, num_warps=num_warps,
     )  # fmt: skip
     if M > 1:
         carries = torch.empty_like(totals)
         blocks = dict(K=K, V=V, BV=triton.next_power_of_2(V))
         BK = max(256 // blocks["BV"], 1)
         kernels.scan_totals[(B * h * 2, triton.cdiv(K, BK))](
-            totals, total_decays, carries, M, **blocks, BK=BK, STAGES=4, num_warps=1
+            totals, total_decays, carries, M, **blocks, BK=BK, STEPS=4, STAGES=AHEAD + 1, num_warps=1
         )
         BK *= 4
         kernels.add_carries[(B * h * 2 * (M - 1), triton.cdiv(K, BK))](
-            states, decays, carries, N, G, M, **blocks, BK=BK, ADJOINT=adjoint, STAGES=2, num_warps=4
+            states, decays, carries, N, G, M, **blocks, BK=BK, ADJOINT=adjoint, STAGES=AHEAD + 1, num_warps=4
         )
     return states, steep
 
@@ -175,7 +184,9 @@ class _Launch:
         self.B, L, self.h, self.K = q.shape
         self.V = v.shape[-1]
         self.N = _num_chunks(L)
-        self.one_tile = _is_one_tile(self.K, self.V, q.dtype, q.device)
+        self.types = q.dtype, gate_f.dtype
+        self.one_tile = _is_one_tile(self.K, self.V, *self.types, q.device)
+        self.shared_memory = shared_memory(q.device)
         self.multiprocessors = multiprocessors(q.device)
         self.gates = gate_f, gate_b
         self.restrictions = segments, sizes
@@ -191,12 +202,14 @@ class _Launch:
     ) -> None:  # fmt: skip
         if not self.one_tile:
             return
+        tile = _tile_bytes(self.K, self.V, *self.types, backward=kernel is kernels.gradients)
+        ahead = AHEAD if 3 * (AHEAD * tile + SCRATCH) <= self.shared_memory else AHEAD - 1
+        resident = min(WARPS // self.options["num_warps"], self.shared_memory // (ahead * tile + SCRATCH))
         heads = self.B * self.h
-        walks = min(self.N, triton.cdiv(PROGRAMS * self.multiprocessors, heads))  # side by side, over a head's chunks
-        kernel[(heads * walks,)](
+        kernel[(heads * _share(self.N, heads, max(resident, 1) * self.multiprocessors),)](
             *inputs, *self.gates, *rest, *self.restrictions, *self.numbers, self.B, *numbers,
             *strides(*inputs, *self.gates, *strided), **self.options, **constants,
-            BK=_block(self.K, 128), BV=_block(self.V, 128), STAGES=STAGES,
+            BK=_block(self.K, 128), BV=_block(self.V, 128), STAGES=ahead + 1,
         )  # fmt: skip
 
     def steep(

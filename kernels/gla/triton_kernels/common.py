@@ -93,6 +93,16 @@ def load(base, rows, cols, stride, row_ok, SIZE: tl.constexpr):
 
 
 @triton.jit
+def load_transposed(base, rows, cols, stride, row_ok, SIZE: tl.constexpr):
+    """[cols, rows] of what `load` takes."""
+    if _is_ragged(SIZE, cols.shape[0]):
+        mask = row_ok[None, :] & (cols < SIZE)[:, None]
+    else:
+        mask = row_ok[None, :]
+    return tl.load(base + rows[None, :] * stride + cols[:, None], mask=mask, other=0.0)
+
+
+@triton.jit
 def store(base, rows, cols, stride, row_ok, SIZE: tl.constexpr, x):
     if _is_ragged(SIZE, cols.shape[0]):
         mask = row_ok[:, None] & (cols < SIZE)[None, :]

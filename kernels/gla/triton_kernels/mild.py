@@ -84,6 +84,36 @@ def outputs(
         store(out + ((b * L + first) * h + head) * V, local, vcols, h * V, local < L - first, V, o * scale)
 
 
+@triton.constexpr_function
+def _as_diagonal(keys, tokens, terms):
+    """Whether sums over V are the diagonal of a product: where that is no larger than the other products."""
+    return terms == 1 and keys <= tokens
+
+
+@triton.jit
+def _crossing(leaving, state, dstate, through, HAS_SEGMENTS: tl.constexpr, TERMS: tl.constexpr):
+    """What every gate of a chunk gets, [K]: from the state that enters if it passes through, and from keys that leave.
+
+    Used in anything but products, the states would lie in shared memory in an order that products read slowly: hence
+    the diagonal of a product.
+    """
+    if _as_diagonal(state.shape[0], leaving.shape[0], TERMS):
+        keys = tl.arange(0, state.shape[0])
+        passing = tl.where(keys[:, None] == keys[None, :], dot(dstate, tl.trans(state), TERMS, TERMS), 0.0)
+        if HAS_SEGMENTS:
+            passing = tl.where(through, passing, 0.0)
+        if state.shape[0] == leaving.shape[0]:
+            crossing = tl.sum(leaving + passing, 0)
+        else:
+            crossing = tl.sum(leaving, 0) + tl.sum(passing, 0)
+    else:
+        passing = tl.sum(state.to(tl.float32) * dstate.to(tl.float32), 1)
+        if HAS_SEGMENTS:
+            passing = tl.where(through, passing, 0.0)
+        crossing = tl.sum(leaving, 0) + passing
+    return crossing
+
+
 @triton.jit(do_not_specialize=["L", "N", "width", "B"])
 def gradients(
     q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dgates_f, dgates_b, segments, sizes,
@@ -124,39 +154,36 @@ def gradients(
             state_at = state_f
             if backward:
                 state_at += N.to(tl.int64) * V * K
-            state = load_state(states + state_at, cols, vcols, K, V)
-            dq_d = dot(do_i, tl.trans(state), TERMS, TERMS)
-            dstate = load_state(dstates + state_at, cols, vcols, K, V)
-            dk_d = dot(v_i, tl.trans(dstate), TERMS, TERMS)
-            passing = tl.sum(state.to(tl.float32) * dstate.to(tl.float32), 1)
-            gate_ok = row_ok
-            if HAS_SEGMENTS:
-                if backward:
-                    reach_q, reach_k, through, gate_ok = own == after, own == first_own, after == first_own, gate_b_ok
-                else:
-                    reach_q, reach_k, through, gate_ok = own == before, own == last_own, before == last_own, gate_f_ok
-                dq_d, dk_d = tl.where(reach_q[:, None], dq_d, 0.0), tl.where(reach_k[:, None], dk_d, 0.0)
-                passing = tl.where(through, passing, 0.0)
-            if backward:
                 gates = load(at(gates_b, b, head, first, gb_b, gb_h, gb_l), local, cols, gb_l, row_ok, K)
                 pairs, pairs_t = i <= j, i >= j
             else:
                 gates = load(at(gates_f, b, head, first, gf_b, gf_h, gf_l), local, cols, gf_l, row_ok, K)
                 pairs, pairs_t = i >= j, i <= j
             of_q, of_k = _mild_decays(gates, pairs, GATE_TERMS)
-            q_d, k_d = q_i.to(tl.float32) * of_q, k_i.to(tl.float32) * of_k
+            k_d = k_i.to(tl.float32) * of_k
+            dstate = load_state(dstates + state_at, cols, vcols, K, V)
+            dk_d = dot(v_i, tl.trans(dstate), TERMS, TERMS)
+            state = load_state(states + state_at, cols, vcols, K, V)
+            dq_d = dot(do_i, tl.trans(state), TERMS, TERMS)
+            gate_ok, through = row_ok, True
+            if HAS_SEGMENTS:
+                if backward:
+                    reach_q, reach_k, through, gate_ok = own == after, own == first_own, after == first_own, gate_b_ok
+                else:
+                    reach_q, reach_k, through, gate_ok = own == before, own == last_own, before == last_own, gate_f_ok
+                dq_d, dk_d = tl.where(reach_q[:, None], dq_d, 0.0), tl.where(reach_k[:, None], dk_d, 0.0)
             leaving = k_d * dk_d  # keys' share in the gradient of a decay of the state that leaves
+            crossing = _crossing(leaving, state, dstate, through, HAS_SEGMENTS, TERMS)
+            q_d = q_i.to(tl.float32) * of_q
             dq_d += dot(tl.where(pairs, dscores, 0.0), k_d, TERMS, SCORE_TERMS)
             dk_d += dot(tl.where(pairs_t, dscores_t, 0.0), q_d, TERMS, SCORE_TERMS)
             dq_d, dk_d = dq_d * of_q, dk_d * of_k
             dq_i += dq_d
             dk_i += dk_d
             # Every pair counts once at its query and once, negatively, at its key: a sum over the tokens on the
-            # queries' side of a gate holds the pairs that the gate lies between; the others cancel. Half of the whole
-            # sum and half of the difference between the two sides make that sum.
+            # queries' side of a gate holds the pairs that the gate lies between; the others cancel.
             differences = q_i.to(tl.float32) * dq_d - k_i.to(tl.float32) * dk_d
-            dgate = dot(_halves(pairs_t), differences, 1, SCORE_TERMS)
-            dgate += (tl.sum(leaving + 0.5 * differences, 0) + passing)[None, :]
+            dgate = dot(tl.where(pairs_t, 1.0, 0.0), differences, 1, SCORE_TERMS) + crossing[None, :]
             if RAW:
                 dgate *= gate_slope(gates.to(tl.float32), temperature)
             dgate = tl.where(gate_ok[:, None], dgate * scale, 0.0)

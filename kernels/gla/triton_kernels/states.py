@@ -7,7 +7,19 @@ entered it; `scan_totals` finds what does enter; `add_carries` adds it to every 
 import triton
 import triton.language as tl
 
-from .common import CLOSED, LOG2_E, at, dot, is_token, load, load_gates, load_segments, load_state, log_sigmoid, store
+from .common import (
+    CLOSED,
+    LOG2_E,
+    at,
+    dot,
+    is_token,
+    load,
+    load_segments,
+    load_state,
+    load_transposed,
+    log_sigmoid,
+    store,
+)
 
 # A chunk is steep in a direction where its log-gates (of base 2) are below this on average, in any channel.
 STEEP = tl.constexpr(-1.5)
@@ -47,8 +59,9 @@ def chunk_states(
     steep += backward.to(tl.int32) * (batches * N * h)
     descending = backward != ADJOINT
 
-    # Sums from the border that the decay reaches to: of numbers <= 0, never differences.
-    i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    # Keys stand in rows from here on, tokens in columns. Log-gates are summed from the border that the decay reaches to:
+    # numbers <= 0, never differences.
+    j, i = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     side = (i - j) * tl.where(descending, -1, 1)
     if ADJOINT:
         summed = tl.where(side <= 0, 1.0, 0.0)
@@ -62,27 +75,27 @@ def chunk_states(
         n = tl.where(descending, N - 1 - place, place)
         first, local = n * C, tl.arange(0, C)
         row_ok = is_token(local, first, L, sizes, b, width, HAS_SIZES)
+        g_t = load_transposed(at(gates, b, head, first, g_b, g_h, g_l), local, cols, g_l, row_ok, K)
         if RAW:
-            logits = load(at(gates, b, head, first, g_b, g_h, g_l), local, cols, g_l, row_ok, K)
-            g_i = tl.where(row_ok[:, None] & (cols < K)[None, :], log_sigmoid(logits.to(tl.float32)) / temperature, 0.0)
-            g_i = tl.maximum(g_i, CLOSED).to(activated.dtype.element_ty)
+            g_t = tl.where(row_ok[None, :] & (cols < K)[:, None], log_sigmoid(g_t.to(tl.float32)) / temperature, 0.0)
+            g_t = tl.maximum(g_t, CLOSED).to(activated.dtype.element_ty)
             if vtile == 0:
                 token = ((backward.to(tl.int64) * batches + b) * L + first) * h + head
-                store(activated + token * K, local, cols, h * K, local < L - first, K, g_i)
-            g_i = g_i.to(tl.float32)
-        else:
-            g_i = load_gates(at(gates, b, head, first, g_b, g_h, g_l), local, cols, g_l, row_ok, K)
-        x_i = load(at(x, b, head, first, x_b, x_h, x_l), local, cols, x_l, row_ok, K).to(tl.float32)
-        x_i *= tl.exp2(dot(summed, g_i, 1, GATE_TERMS) * LOG2_E)
-        total = tl.sum(g_i, 0) * LOG2_E
+                store(activated + token * K, local, cols, h * K, local < L - first, K, tl.trans(g_t))
+        g_t = tl.maximum(g_t.to(tl.float32), CLOSED)
+        total = tl.max(dot(g_t, tl.full([C, 8], 1.0, tl.float32), GATE_TERMS, 1), 1) * LOG2_E
         across = tl.exp2(total)
+        x_t = load_transposed(at(x, b, head, first, x_b, x_h, x_l), local, cols, x_l, row_ok, K)
+        if TERMS < 3:  # x as an operand of a product: else Triton does not load it ahead
+            x_t = dot(x_t, tl.where(i == j, 1.0, 0.0), TERMS, 1)
+        x_t = x_t.to(tl.float32) * tl.exp2(dot(g_t, summed, GATE_TERMS, 1) * LOG2_E)
         if HAS_SEGMENTS:
             own, before, after, first_own, last_own = load_segments(segments, local, first, L, C)
             if ADJOINT:
                 reach = own == tl.where(backward, after, before)
             else:
                 reach = own == tl.where(backward, first_own, last_own)
-            x_i = tl.where(reach[:, None], x_i, 0.0)
+            x_t = tl.where(reach[None, :], x_t, 0.0)
             across = tl.where(tl.where(backward, after == first_own, before == last_own), across, 0.0)
 
         if MILD:
@@ -97,7 +110,7 @@ def chunk_states(
         if vtile == 0:
             tl.store(decays + at_n * K + cols, product * factor, mask=cols < K)
         y_i = load(at(y, b, head, first, y_b, y_h, y_l), local, vcols, y_l, row_ok, V)
-        state = state * across[:, None] + dot(tl.trans(x_i), y_i, SCORE_TERMS, TERMS)
+        state = state * across[:, None] + dot(x_t, y_i, SCORE_TERMS, TERMS)
         product *= across
     at_stretch = head_and_direction * M + stretch
     store(totals + at_stretch * K * V, cols, vcols, V, cols < K, V, state)
@@ -108,16 +121,23 @@ def chunk_states(
 @triton.jit(do_not_specialize=["M"])
 def scan_totals(
     totals, total_decays, carries, M,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, STAGES: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """carries[., m], what enters stretch m: carries[m - 1] * total_decays[m - 1] + totals[m - 1], from m = 1 on."""
-    cols, vcols = tl.program_id(1) * BK + tl.arange(0, BK), tl.arange(0, BV)
+    """carries[., m], what enters stretch m: carries[m - 1] * total_decays[m - 1] + totals[m - 1], from m = 1 on.
+
+    STEPS of the scan at a time, whose loads do not wait for each other.
+    """
+    rows, cols = tl.program_id(1) * BK + tl.arange(0, BK), tl.arange(0, BV)
+    zeros = tl.zeros([BK], tl.int32)
     carry = tl.zeros([BK, BV], tl.float32)
-    for m in tl.range(0, M - 1, num_stages=STAGES):
-        at_m = tl.program_id(0).to(tl.int64) * M + m
-        decay = tl.load(total_decays + at_m * K + cols, mask=cols < K, other=0.0)
-        carry = carry * decay[:, None] + load_state(totals + at_m * K * V, cols, vcols, K, V)
-        store(carries + (at_m + 1) * K * V, cols, vcols, V, cols < K, V, carry)
+    for start in tl.range(0, M - 1, STEPS, num_stages=STAGES):
+        for step in tl.static_range(STEPS):
+            m = start + step
+            ok = (rows < K) & (zeros + m < M - 1)
+            at_m = tl.program_id(0).to(tl.int64) * M + m
+            decay = tl.load(total_decays + at_m * K + rows, mask=ok, other=0.0)
+            carry = carry * decay[:, None] + load(totals + at_m * K * V, rows, cols, V, ok, V)
+            store(carries + (at_m + 1) * K * V, rows, cols, V, ok, V, carry)
 
 
 @triton.jit(do_not_specialize=["N", "G", "M"])
