@@ -142,6 +142,27 @@ def test_less_shared_memory_than_a_tile_needs(device, chunk, monkeypatch):
     assert_all_close(run(inputs), expected, 1e-5)
 
 
+@pytest.mark.parametrize("kind", ["plain", "packed", "padded"])
+@pytest.mark.parametrize("processors", [1, 2, 8])
+def test_stretches_of_chunks(device, chunk, monkeypatch, processors, kind):
+    """Walks are cut into 1 to 11 stretches; the states that enter them reach mild and steep chunks."""
+    monkeypatch.setattr(triton_op, "multiprocessors", lambda device: processors)
+    L = 11 * chunk - 5
+    inputs = inputs_on(device, 1, L, 2, 5, 12)
+    mild_and_steep_gates(inputs, 3 * chunk)
+    inputs[3], inputs[4] = inputs[3] / 64, inputs[4] / 64  # so that much passes through many chunks
+    mild_and_steep_gates([x[:, : 2 * chunk] for x in inputs], chunk)
+    options = {}
+    if kind == "packed":
+        options = dict(cu_seqlens=torch.tensor([0, 3, 4 * chunk + 2, L], device=device))
+    elif kind == "padded":
+        options = dict(valid_sizes=torch.tensor([[L - 2 * chunk, 1]], device=device), width=1)
+    out, *grads = run(inputs, **options)
+    assert_all_close((out, *grads), exact(inputs, **options), 1e-5)
+    with torch.no_grad():
+        assert torch.equal(bidirectional_gla(*inputs, impl="triton", **options).cpu(), out)
+
+
 @pytest.mark.parametrize("gate", [-1.0, -1.1])
 def test_gates_around_the_limit_of_mild_chunks(device, gate):
     inputs = inputs_on(device, 1, 70, 1, 5, 12)
@@ -533,25 +554,25 @@ def op_arguments(device: str, L: int, restricted: bool = False, **kwargs: Any) -
     """Arguments of torch.ops.vig.bidirectional_gla; restricted: packed and padded."""
     segments = torch.arange(L, dtype=torch.int32, device=device) // 5 if restricted else None
     sizes = torch.tensor([[2, 4]], device=device) if restricted else None
-    return *inputs_on(device, 1, L, 1, 4, 6, **kwargs), segments, sizes, 6, 0.5, None
+    return *inputs_on(device, 1, L, 1, 4, 6, **kwargs), segments, sizes, 6, 0.5, None, True
 
 
 @pytest.mark.parametrize("temperature", [None, 16.0], ids=["log-gates", "logits"])
 @pytest.mark.parametrize("restricted", [False, True], ids=["plain", "restricted"])
 def test_opcheck(device, chunk, restricted, temperature):
-    *inputs, segments, sizes, width, scale, _ = op_arguments(device, 12 if restricted else chunk + 2, restricted)
+    *inputs, segments, sizes, width, scale, _, keep = op_arguments(device, 12 if restricted else chunk + 2, restricted)
     options = segments, sizes, width, scale, temperature
-    torch.library.opcheck(torch.ops.vig.bidirectional_gla, (*leaves_of(inputs), *options))
-    out, states, activated = torch.ops.vig.bidirectional_gla(*inputs, *options)
+    torch.library.opcheck(torch.ops.vig.bidirectional_gla, (*leaves_of(inputs), *options, keep))
+    out, states, activated = torch.ops.vig.bidirectional_gla(*inputs, *options, keep)
     if temperature is not None:
         inputs[3:] = activated.unbind()
     torch.library.opcheck(torch.ops.vig.bidirectional_gla_backward, (*inputs, states, torch.ones_like(out), *options))
 
 
-def test_fake_states_have_the_type_of_the_real_ones(device):
-    for dtype in (torch.bfloat16, torch.float16):
-        arguments = op_arguments(device, 12, dtype=dtype)
-        torch.library.opcheck(torch.ops.vig.bidirectional_gla, arguments, test_utils="test_faketensor")
+def test_fake_states_have_the_shape_and_type_of_the_real_ones(device):
+    for dtype, keep in ((torch.bfloat16, True), (torch.float16, True), (torch.bfloat16, False)):
+        *arguments, _ = op_arguments(device, 12, dtype=dtype)
+        torch.library.opcheck(torch.ops.vig.bidirectional_gla, (*arguments, keep), test_utils="test_faketensor")
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
 """The Triton form of bidirectional gated linear attention as a torch operator: launches, autograd, autocast, fakes.
 
-`torch.ops.vig.bidirectional_gla` returns the output and the states that enter each chunk, which the backward pass,
-`torch.ops.vig.bidirectional_gla_backward`, needs. README.md of the folder above derives what the kernels compute.
+`torch.ops.vig.bidirectional_gla` returns the output and, if asked to, the states that enter each chunk, which the
+backward pass, `torch.ops.vig.bidirectional_gla_backward`, needs. README.md of the folder above derives what the kernels
+compute.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,7 +32,7 @@ from . import triton_kernels as kernels
 CHUNK = 32
 # Warps that a multiprocessor holds where a thread has all the registers it may have, 255.
 WARPS = 8
-# A pipelined loop loads this many chunks ahead, and one less where shared memory would not hold that for three programs.
+# Chunks that a pipelined loop loads ahead; one less where shared memory would not hold them for three programs.
 AHEAD = 2
 # Programs per multiprocessor for steep chunks: they are rare, and looking for them should cost little.
 STEEP_PROGRAMS = 4
@@ -70,7 +73,18 @@ def triton_bidirectional_gla(
     if log_gate_fwd.dtype != log_gate_bwd.dtype:
         dtype = torch.promote_types(log_gate_fwd.dtype, log_gate_bwd.dtype)
         log_gate_fwd, log_gate_bwd = log_gate_fwd.to(dtype), log_gate_bwd.to(dtype)
-    return _forward(q, k, v, log_gate_fwd, log_gate_bwd, segments, valid_sizes, width, scale, temperature)[0]
+    gates = log_gate_fwd, log_gate_bwd
+    differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *gates))
+    keep_states = differentiable and _are_small_states(q, v, log_gate_fwd, temperature)
+    return _forward(q, k, v, *gates, segments, valid_sizes, width, scale, temperature, keep_states)[0]
+
+
+def _are_small_states(q: Tensor, v: Tensor, gate: Tensor, temperature: float | None) -> bool:
+    """Whether they are worth keeping for the backward pass: no larger than the inputs, else they are computed again."""
+    K, V = q.shape[-1], v.shape[-1]
+    gate_dtype = gate.dtype if temperature is None else _activated_dtype(q.dtype)
+    inputs = (2 * K + V) * q.dtype.itemsize + 2 * K * gate_dtype.itemsize  # bytes of a token: L may be symbolic
+    return 2 * K * V * _state_dtype(q.dtype).itemsize / CHUNK <= inputs
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -126,14 +140,47 @@ def _share(N: int, walks: int, programs: int) -> int:
     return min((min(max(programs * waves // walks, 1), N) for waves in (1, 2, 3)), key=time)
 
 
+def _in_flight(tile: int, num_warps: int, device: torch.device) -> tuple[int, int]:
+    """Chunks of so many bytes that a program loads ahead, and programs that run at a time."""
+    ahead = AHEAD if 3 * (AHEAD * tile + SCRATCH) <= shared_memory(device) else AHEAD - 1
+    programs = min(WARPS // num_warps, shared_memory(device) // (ahead * tile + SCRATCH))
+    return ahead, max(programs, 1) * multiprocessors(device)
+
+
+@dataclass
+class _States:
+    """States that enter each chunk, [B, h, 2, N, K, V], as `outputs` wants them; steep chunks, [2, B, N, h].
+
+    With carries, the states lack what enters their stretch of G chunks: decays * carries.
+    """
+
+    states: Tensor
+    decays: Tensor
+    steep: Tensor
+    G: int
+    carries: Tensor | None
+    adjoint: bool
+
+    def complete(self) -> Tensor:
+        """The states, nothing missing."""
+        if self.carries is not None:
+            *heads, N, K, V = self.states.shape
+            M = self.carries.shape[3]
+            BV = triton.next_power_of_2(V)
+            BK = 4 * max(256 // BV, 1)
+            kernels.add_carries[(math.prod(heads) * (M - 1), triton.cdiv(K, BK))](
+                self.states, self.decays, self.carries, N, self.G, M, K=K, V=V, BK=BK, BV=BV,
+                ADJOINT=self.adjoint, STAGES=AHEAD + 1, num_warps=4,
+            )  # fmt: skip
+            self.carries = None
+        return self.states
+
+
 def _enter_states(
     x: Tensor, y: Tensor, gate_f: Tensor, gate_b: Tensor, segments: Tensor | None, sizes: Tensor | None, width: int,
     adjoint: bool, temperature: float | None = None, activated: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """States that enter each chunk, [B, h, 2, N, K, V], as `outputs` wants them; steep chunks, [2, B, N, h].
-
-    With a temperature, the gates are logits; the log-gates are written to `activated`.
-    """
+) -> _States:  # fmt: skip
+    """With a temperature, the gates are logits; the log-gates are written to `activated`."""
     B, L, h, K = x.shape
     V = y.shape[-1]
     N = _num_chunks(L)
@@ -142,8 +189,11 @@ def _enter_states(
     BK, BV = _block(K, 128 if one_tile else 64), _block(V, 64)
     tiles = triton.cdiv(K, BK) * triton.cdiv(V, BV)
     num_warps = 1 if x.dtype == torch.bfloat16 and BK * BV <= 2048 else 2
-    walks, programs = B * h * 2 * tiles, WARPS // num_warps * multiprocessors(x.device)
-    G = triton.cdiv(N, 1 if 2 * walks >= programs else _share(N, walks, programs))
+    # Stretches only where walks along all chunks would leave the GPU idle, and then as many as `outputs` likes.
+    G = N
+    if 2 * B * h * 2 * tiles < WARPS // num_warps * multiprocessors(x.device):
+        tile = _tile_bytes(K, V, x.dtype, gate_dtype, backward=False)
+        G = triton.cdiv(N, _share(N, B * h, _in_flight(tile, _num_warps(K, V), x.device)[1]))
     M = triton.cdiv(N, G)
     states = x.new_empty(B, h, 2, N, K, V, dtype=_state_dtype(x.dtype))
     decays = x.new_empty(B, h, 2, N, K, dtype=torch.float32)
@@ -157,18 +207,21 @@ def _enter_states(
         HAS_SEGMENTS=segments is not None, HAS_SIZES=sizes is not None, MILD=one_tile,
         **_terms(x.dtype, gate_dtype), STAGES=AHEAD + 1, num_warps=num_warps,
     )  # fmt: skip
+    carries = None
     if M > 1:
         carries = torch.empty_like(totals)
-        blocks = dict(K=K, V=V, BV=triton.next_power_of_2(V))
-        BK = max(256 // blocks["BV"], 1)
+        BV = triton.next_power_of_2(V)
+        BK = max(256 // BV, 1)
         kernels.scan_totals[(B * h * 2, triton.cdiv(K, BK))](
-            totals, total_decays, carries, M, **blocks, BK=BK, STEPS=4, STAGES=AHEAD + 1, num_warps=1
-        )
-        BK *= 4
-        kernels.add_carries[(B * h * 2 * (M - 1), triton.cdiv(K, BK))](
-            states, decays, carries, N, G, M, **blocks, BK=BK, ADJOINT=adjoint, STAGES=AHEAD + 1, num_warps=4
-        )
-    return states, steep
+            totals, total_decays, carries, M, K=K, V=V, BK=BK, BV=BV,
+            ADJOINT=adjoint, STEPS=4, STAGES=AHEAD + 1, num_warps=1,
+        )  # fmt: skip
+    return _States(states, decays, steep, G, carries, adjoint)
+
+
+def _num_warps(K: int, V: int) -> int:
+    """Of the kernels that write outputs and gradients."""
+    return 2 if max(K, V) <= 64 else 4
 
 
 class _Launch:
@@ -185,42 +238,58 @@ class _Launch:
         self.V = v.shape[-1]
         self.N = _num_chunks(L)
         self.types = q.dtype, gate_f.dtype
+        self.device = q.device
         self.one_tile = _is_one_tile(self.K, self.V, *self.types, q.device)
-        self.shared_memory = shared_memory(q.device)
-        self.multiprocessors = multiprocessors(q.device)
         self.gates = gate_f, gate_b
         self.restrictions = segments, sizes
         self.numbers = L, self.N, self.h, width, scale / 2
         self.options = dict(
             K=self.K, V=self.V, C=CHUNK, HAS_SEGMENTS=segments is not None, HAS_SIZES=sizes is not None,
-            num_warps=2 if max(self.K, self.V) <= 64 else 4, **_terms(q.dtype, gate_f.dtype),
+            num_warps=_num_warps(self.K, self.V), **_terms(q.dtype, gate_f.dtype),
         )  # fmt: skip
 
-    def mild(
-        self, kernel: Callable[..., Any], inputs: tuple[Tensor, ...], rest: tuple[Tensor, ...],
-        strided: tuple[Tensor, ...] = (), numbers: tuple[float, ...] = (), **constants: Any,
+    def outputs(self, x: tuple[Tensor, ...], states: _States, out: Tensor) -> None:
+        """Of queries, keys and values; or the gradient of v, from keys, queries and the gradient of the output."""
+        carried = states.carries is not None
+        rest = states.states, states.decays, states.carries, out
+        self._mild(kernels.outputs, x, rest, G=states.G if carried else None, ADJOINT=states.adjoint, CARRIED=carried)
+
+    def steep_outputs(self, x: tuple[Tensor, ...], states: _States, out: Tensor) -> None:
+        rest = states.states, states.decays, states.carries, out
+        numbers, carried = (states.G,), states.carries is not None
+        self._steep(kernels.steep_outputs, states.steep, x, rest, numbers=numbers, CARRIED=carried)
+
+    def gradients(self, x: tuple[Tensor, ...], rest: tuple[Tensor, ...], **more: Any) -> None:
+        self._mild(kernels.gradients, x, rest, **more)
+
+    def steep_gradients(self, steep: Tensor, x: tuple[Tensor, ...], rest: tuple[Tensor, ...], **more: Any) -> None:
+        self._steep(kernels.steep_gradients, steep, x, rest, **more)
+
+    def _mild(
+        self, kernel: Callable[..., Any], inputs: tuple[Tensor, ...], rest: tuple[Tensor | None, ...],
+        strided: tuple[Tensor, ...] = (), numbers: tuple[float, ...] = (), G: int | None = None, **constants: Any,
     ) -> None:  # fmt: skip
         if not self.one_tile:
             return
         tile = _tile_bytes(self.K, self.V, *self.types, backward=kernel is kernels.gradients)
-        ahead = AHEAD if 3 * (AHEAD * tile + SCRATCH) <= self.shared_memory else AHEAD - 1
-        resident = min(WARPS // self.options["num_warps"], self.shared_memory // (ahead * tile + SCRATCH))
+        ahead, programs = _in_flight(tile, self.options["num_warps"], self.device)
         heads = self.B * self.h
-        kernel[(heads * _share(self.N, heads, max(resident, 1) * self.multiprocessors),)](
-            *inputs, *self.gates, *rest, *self.restrictions, *self.numbers, self.B, *numbers,
+        G = G or triton.cdiv(self.N, _share(self.N, heads, programs))
+        kernel[(heads * triton.cdiv(self.N, G),)](
+            *inputs, *self.gates, *rest, *self.restrictions, *self.numbers, self.B, G, *numbers,
             *strides(*inputs, *self.gates, *strided), **self.options, **constants,
             BK=_block(self.K, 128), BV=_block(self.V, 128), STAGES=ahead + 1,
         )  # fmt: skip
 
-    def steep(
-        self, kernel: Callable[..., Any], flags: Tensor, inputs: tuple[Tensor, ...], rest: tuple[Tensor, ...],
+    def _steep(
+        self, kernel: Callable[..., Any], steep: Tensor, inputs: tuple[Tensor, ...], rest: tuple[Tensor | None, ...],
         strided: tuple[Tensor, ...] = (), numbers: tuple[float, ...] = (), **constants: Any,
     ) -> None:  # fmt: skip
         total = self.B * self.N * self.h
-        programs = min(total, STEEP_PROGRAMS * self.multiprocessors) if self.one_tile else total
+        programs = min(total, STEEP_PROGRAMS * multiprocessors(self.device)) if self.one_tile else total
         kernel[(programs,)](
             *inputs, *self.gates, *rest, *self.restrictions, *self.numbers, total, *numbers,
-            *strides(*inputs, *self.gates, *strided), flags, **self.options, **constants,
+            *strides(*inputs, *self.gates, *strided), steep, **self.options, **constants,
             BK=_block(self.K, 32), BV=_block(self.V, 64), ALL=not self.one_tile, num_stages=1,
         )  # fmt: skip
 
@@ -233,6 +302,7 @@ class _Launch:
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_gate_fwd: Tensor, log_gate_bwd: Tensor,
     segments: Tensor | None, valid_sizes: Tensor | None, width: int, scale: float, temperature: float | None,
+    keep_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     q, k, v, gate_f, gate_b = with_unit_stride(q, k, v, log_gate_fwd, log_gate_bwd)
     _check_types(q, k, v)
@@ -240,16 +310,17 @@ def _forward(
     activated = _empty_gates(q, temperature)
     with on_device(q):
         if temperature is None:
-            states, flags = _enter_states(k, v, gate_f, gate_b, segments, valid_sizes, width, adjoint=False)
+            states = _enter_states(k, v, gate_f, gate_b, segments, valid_sizes, width, adjoint=False)
         else:
-            states, flags = _enter_states(
-                k, v, gate_f, gate_b, segments, valid_sizes, width, False, temperature, activated
-            )
+            states = _enter_states(k, v, gate_f, gate_b, segments, valid_sizes, width, False, temperature, activated)
             gate_f, gate_b = activated
         launch = _Launch(q, v, gate_f, gate_b, segments, valid_sizes, width, scale)
-        launch.mild(kernels.outputs, (q, k, v), (states, out), ADJOINT=False)
-        launch.steep(kernels.steep_outputs, flags, (q, k, v), (states, out))
-    return out, states, activated
+        if not launch.one_tile:
+            states.complete()
+        launch.outputs((q, k, v), states, out)
+        launch.steep_outputs((q, k, v), states, out)
+        kept = states.complete() if keep_states else q.new_empty(0, dtype=_state_dtype(q.dtype))
+    return out, kept, activated
 
 
 def _empty_gates(q: Tensor, temperature: float | None) -> Tensor:
@@ -257,8 +328,11 @@ def _empty_gates(q: Tensor, temperature: float | None) -> Tensor:
 
     Not in float16, which does not hold those that are nearly 0.
     """
-    shape = (0,) if temperature is None else (2, *q.shape)
-    return torch.empty(shape, dtype=torch.float32 if q.dtype == torch.float16 else q.dtype, device=q.device)
+    return q.new_empty((0,) if temperature is None else (2, *q.shape), dtype=_activated_dtype(q.dtype))
+
+
+def _activated_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype == torch.float16 else dtype
 
 
 @torch.library.custom_op("vig::bidirectional_gla_backward", mutates_args=())
@@ -274,14 +348,15 @@ def _backward(
     with on_device(q):
         launch = _Launch(q, v, gate_f, gate_b, segments, valid_sizes, width, scale)
         if states is None:
-            states, _ = _enter_states(k, v, gate_f, gate_b, segments, valid_sizes, width, adjoint=False)
-        dstates, flags = _enter_states(q, do, gate_f, gate_b, segments, valid_sizes, width, adjoint=True)
-        launch.mild(kernels.outputs, (k, q, do), (dstates, dv), ADJOINT=True)
+            states = _enter_states(k, v, gate_f, gate_b, segments, valid_sizes, width, adjoint=False).complete()
+        dstates = _enter_states(q, do, gate_f, gate_b, segments, valid_sizes, width, adjoint=True)
+        dstates.complete()
+        launch.outputs((k, q, do), dstates, dv)
         more = dict(strided=(do,), numbers=(temperature or 1.0,), RAW=temperature is not None)
-        grads = dq, dk, dgate_f, dgate_b
-        launch.mild(kernels.gradients, (q, k, v), (states, do, dstates, *grads), **more)
+        rest = states, do, dstates.states
+        launch.gradients((q, k, v), (*rest, dq, dk, dgate_f, dgate_b), **more)
         grads = dq, dk, dv, dgate_f, dgate_b
-        launch.steep(kernels.steep_gradients, flags, (q, k, v), (states, do, dstates, *grads), **more)
+        launch.steep_gradients(dstates.steep, (q, k, v), (*rest, *grads), **more)
     return grads
 
 
@@ -291,9 +366,10 @@ def _check_types(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 @_forward.register_fake
-def _(q, k, v, log_gate_fwd, log_gate_bwd, segments, valid_sizes, width, scale, temperature):
+def _(q, k, v, log_gate_fwd, log_gate_bwd, segments, valid_sizes, width, scale, temperature, keep_states):
     B, L, h, K = q.shape
-    states = q.new_empty(B, h, 2, _num_chunks(L), K, v.shape[-1], dtype=_state_dtype(q.dtype))
+    shape = (B, h, 2, _num_chunks(L), K, v.shape[-1]) if keep_states else (0,)
+    states = q.new_empty(shape, dtype=_state_dtype(q.dtype))
     return torch.empty(v.shape, dtype=v.dtype, device=v.device), states, _empty_gates(q, temperature)
 
 
@@ -303,22 +379,18 @@ def _(q, k, v, log_gate_fwd, log_gate_bwd, states, grad_out, segments, valid_siz
 
 
 def _setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    q, k, v, gate_f, gate_b, segments, valid_sizes, ctx.width, ctx.scale, ctx.temperature = inputs
+    q, k, v, gate_f, gate_b, segments, valid_sizes, ctx.width, ctx.scale, ctx.temperature, keep_states = inputs
     _, states, activated = output
     ctx.set_materialize_grads(False)  # states and gates have no gradient: no need for zeros of their size
     ctx.mark_non_differentiable(states, activated)
     ctx.gate_dtypes = gate_f.dtype, gate_b.dtype
     gates = (gate_f, gate_b) if ctx.temperature is None else (activated, None)
-    # States larger than the inputs are computed once more. In bytes per token: L may be symbolic.
-    K, V = q.shape[-1], v.shape[-1]
-    input_size = (2 * K + V) * q.element_size() + 2 * K * gates[0].element_size()
-    kept = states if 2 * K * V * states.element_size() / CHUNK <= input_size else None
-    ctx.save_for_backward(q, k, v, *gates, kept, segments, valid_sizes)
+    ctx.save_for_backward(q, k, v, *gates, states if keep_states else None, segments, valid_sizes)
 
 
 def _autograd(ctx: FunctionCtx, grad_out: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_out is None:
-        return (None,) * 10
+        return (None,) * 11
     q, k, v, gate_f, gate_b, states, segments, valid_sizes = ctx.saved_tensors
     if ctx.temperature is not None:
         gate_f, gate_b = gate_f.unbind()
@@ -326,7 +398,7 @@ def _autograd(ctx: FunctionCtx, grad_out: Tensor | None, *_: Tensor | None) -> t
         q, k, v, gate_f, gate_b, states, grad_out, segments, valid_sizes, ctx.width, ctx.scale, ctx.temperature
     )
     dgates = (grad.to(dtype) for grad, dtype in zip((dgate_f, dgate_b), ctx.gate_dtypes))
-    return *grads, *dgates, None, None, None, None, None
+    return *grads, *dgates, None, None, None, None, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -25,25 +25,33 @@ def _mild_decays(gates, pairs, GATE_TERMS: tl.constexpr):
     return tl.exp2(sums), tl.exp2(-sums)
 
 
-@triton.jit(do_not_specialize=["L", "N", "width", "B"])
+@triton.jit(do_not_specialize=["L", "N", "width", "B", "G"])
 def outputs(
-    q, k, v, gates_f, gates_b, states, out, segments, sizes,
-    L, N, h, width, scale, B,
+    q, k, v, gates_f, gates_b, states, decays, carries, out, segments, sizes,
+    L, N, h, width, scale, B, G,
     q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    ADJOINT: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
+    ADJOINT: tl.constexpr, CARRIED: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
     TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """out = scale * (scores v + decayed q states) of mild chunks; scores and states hold both directions.
 
     ADJOINT: the gradient of v. q and k have changed places, v is the gradient of the output, states that of the states;
     a key (row) meets the queries (columns) that see it.
+
+    A program takes G chunks. CARRIED: they are a stretch, and states lack what enters it, decays * carries.
     """
     cols, vcols = tl.arange(0, BK), tl.arange(0, BV)
     head, b = tl.program_id(0) % h, ((tl.program_id(0) // h) % B).to(tl.int64)
+    part = tl.program_id(0) // (h * B)
     local = tl.arange(0, C)
     i, j = local[:, None], local[None, :]
-    for n in tl.range(tl.program_id(0) // (h * B), N, tl.num_programs(0) // (h * B), num_stages=STAGES):
+    if CARRIED:
+        M = tl.num_programs(0) // (h * B)
+        carry_at = carries + ((b * h + head) * 2 * M + part) * K * V
+        carry_f = narrow(load_state(carry_at, cols, vcols, K, V), TERMS)
+        carry_b = narrow(load_state(carry_at + M.to(tl.int64) * K * V, cols, vcols, K, V), TERMS)
+    for n in tl.range(part * G, tl.minimum(part * G + G, N), num_stages=STAGES):
         # Loads stand where they are used: that is where registers begin to hold them.
         first = n * C
         row_ok = is_token(local, first, L, sizes, b, width, HAS_SIZES)
@@ -77,6 +85,10 @@ def outputs(
             if HAS_SEGMENTS:
                 q_d = tl.where((reach_b if backward else reach_f)[:, None], q_d, 0.0)
             o += dot(q_d, load_state(state_at, cols, vcols, K, V), SCORE_TERMS, TERMS)
+            if CARRIED:
+                decay_at = decays + ((b * h + head) * 2 + backward) * N * K + n * K
+                q_d *= tl.load(decay_at + cols, mask=cols < K, other=0.0)[None, :]
+                o += dot(q_d, carry_b if backward else carry_f, SCORE_TERMS, TERMS)
         if HAS_SEGMENTS:
             scores = tl.where(own[:, None] == own[None, :], scores, 0.0)
         v_i = load(at(v, b, head, first, v_b, v_h, v_l), local, vcols, v_l, row_ok, V)
@@ -114,10 +126,10 @@ def _crossing(leaving, state, dstate, through, HAS_SEGMENTS: tl.constexpr, TERMS
     return crossing
 
 
-@triton.jit(do_not_specialize=["L", "N", "width", "B"])
+@triton.jit(do_not_specialize=["L", "N", "width", "B", "G"])
 def gradients(
     q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dgates_f, dgates_b, segments, sizes,
-    L, N, h, width, scale, B, temperature,
+    L, N, h, width, scale, B, G, temperature,
     q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h, do_b, do_l, do_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     RAW: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
@@ -131,7 +143,8 @@ def gradients(
     head, b = tl.program_id(0) % h, ((tl.program_id(0) // h) % B).to(tl.int64)
     local = tl.arange(0, C)
     i, j = local[:, None], local[None, :]
-    for n in tl.range(tl.program_id(0) // (h * B), N, tl.num_programs(0) // (h * B), num_stages=STAGES):
+    part = tl.program_id(0) // (h * B)
+    for n in tl.range(part * G, tl.minimum(part * G + G, N), num_stages=STAGES):
         # Loads stand where they are used: that is where registers begin to hold them.
         first = n * C
         row_ok = is_token(local, first, L, sizes, b, width, HAS_SIZES)

@@ -1,7 +1,7 @@
 """The states that enter each chunk.
 
 The chunks of a head are cut into stretches. `chunk_states` walks each of them, in both directions, as if nothing
-entered it; `scan_totals` finds what does enter; `add_carries` adds it to every state of the stretch.
+entered it; `scan_totals` finds what does enter, its carry; `add_carries` adds it to every state of the stretch.
 """
 
 import triton
@@ -59,7 +59,7 @@ def chunk_states(
     steep += backward.to(tl.int32) * (batches * N * h)
     descending = backward != ADJOINT
 
-    # Keys stand in rows from here on, tokens in columns. Log-gates are summed from the border that the decay reaches to:
+    # From here on keys are rows and tokens columns. Log-gates are summed from the border that the decay reaches to:
     # numbers <= 0, never differences.
     j, i = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     side = (i - j) * tl.where(descending, -1, 1)
@@ -70,9 +70,9 @@ def chunk_states(
 
     state = tl.zeros([BK, BV], tl.float32)
     product = tl.full([BK], 1.0, tl.float32)
-    for step in tl.range(0, tl.minimum(G, N - stretch * G), num_stages=STAGES):
-        place = stretch * G + step
-        n = tl.where(descending, N - 1 - place, place)
+    chunks = tl.minimum(G, N - stretch * G)
+    for step in tl.range(0, chunks, num_stages=STAGES):
+        n = stretch * G + tl.where(descending, chunks - 1 - step, step)
         first, local = n * C, tl.arange(0, C)
         row_ok = is_token(local, first, L, sizes, b, width, HAS_SIZES)
         g_t = load_transposed(at(gates, b, head, first, g_b, g_h, g_l), local, cols, g_l, row_ok, K)
@@ -121,23 +121,25 @@ def chunk_states(
 @triton.jit(do_not_specialize=["M"])
 def scan_totals(
     totals, total_decays, carries, M,
-    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    ADJOINT: tl.constexpr, STEPS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """carries[., m], what enters stretch m: carries[m - 1] * total_decays[m - 1] + totals[m - 1], from m = 1 on.
+    """carries[., m], what enters stretch m: carries[m - 1] * total_decays[m - 1] + totals[m - 1], or m + 1 for m - 1.
 
     STEPS of the scan at a time, whose loads do not wait for each other.
     """
     rows, cols = tl.program_id(1) * BK + tl.arange(0, BK), tl.arange(0, BV)
     zeros = tl.zeros([BK], tl.int32)
+    head_and_direction = tl.program_id(0).to(tl.int64)
+    descending = (tl.program_id(0) % 2 == 1) != ADJOINT
     carry = tl.zeros([BK, BV], tl.float32)
-    for start in tl.range(0, M - 1, STEPS, num_stages=STAGES):
+    for start in tl.range(0, M, STEPS, num_stages=STAGES):
         for step in tl.static_range(STEPS):
-            m = start + step
-            ok = (rows < K) & (zeros + m < M - 1)
-            at_m = tl.program_id(0).to(tl.int64) * M + m
+            ok = (rows < K) & (zeros + start + step < M)
+            at_m = head_and_direction * M + tl.where(descending, M - 1 - start - step, start + step)
+            store(carries + at_m * K * V, rows, cols, V, ok, V, carry)
             decay = tl.load(total_decays + at_m * K + rows, mask=ok, other=0.0)
             carry = carry * decay[:, None] + load(totals + at_m * K * V, rows, cols, V, ok, V)
-            store(carries + (at_m + 1) * K * V, rows, cols, V, ok, V, carry)
 
 
 @triton.jit(do_not_specialize=["N", "G", "M"])
@@ -145,15 +147,14 @@ def add_carries(
     states, decays, carries, N, G, M,
     K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, ADJOINT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """states[., n] += decays[., n] * what enters the stretch of chunk n, for all stretches but the first."""
-    cols, vcols = tl.program_id(1) * BK + tl.arange(0, BK), tl.arange(0, BV)
-    stretch = tl.program_id(0) % (M - 1) + 1
+    """states[., n] += decays[., n] * what enters the stretch of chunk n, for all stretches that anything enters."""
+    rows, cols = tl.program_id(1) * BK + tl.arange(0, BK), tl.arange(0, BV)
     head_and_direction = (tl.program_id(0) // (M - 1)).to(tl.int64)
     descending = (head_and_direction % 2 == 1) != ADJOINT
-    carry = load_state(carries + (head_and_direction * M + stretch) * K * V, cols, vcols, K, V)
-    for step in tl.range(0, tl.minimum(G, N - stretch * G), num_stages=STAGES):
-        place = stretch * G + step
-        at_n = head_and_direction * N + tl.where(descending, N - 1 - place, place)
-        decay = tl.load(decays + at_n * K + cols, mask=cols < K, other=0.0)
-        state = load_state(states + at_n * K * V, cols, vcols, K, V).to(tl.float32) + decay[:, None] * carry
-        store(states + at_n * K * V, cols, vcols, V, cols < K, V, state)
+    stretch = tl.program_id(0) % (M - 1) + tl.where(descending, 0, 1)
+    carry = load_state(carries + (head_and_direction * M + stretch) * K * V, rows, cols, K, V)
+    for n in tl.range(stretch * G, tl.minimum(stretch * G + G, N), num_stages=STAGES):
+        at_n = head_and_direction * N + n
+        decay = tl.load(decays + at_n * K + rows, mask=rows < K, other=0.0)
+        state = load_state(states + at_n * K * V, rows, cols, K, V).to(tl.float32) + decay[:, None] * carry
+        store(states + at_n * K * V, rows, cols, V, rows < K, V, state)

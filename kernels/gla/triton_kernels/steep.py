@@ -134,12 +134,15 @@ def _log_factor(gates, mild):
 
 @triton.jit
 def _meet_states(
-    o, x, states, next_direction, gates_f, gates_b, gf_l, gb_l, mild_f, mild_b, reach_f, reach_b,
-    local, row_ok, cols, vcols, K: tl.constexpr, V: tl.constexpr,
-    KEYS: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
+    o, x, states, next_direction, decays, carries, next_carry, gates_f, gates_b, gf_l, gb_l, mild_f, mild_b,
+    reach_f, reach_b, local, row_ok, cols, vcols, K: tl.constexpr, V: tl.constexpr,
+    KEYS: tl.constexpr, CARRIED: tl.constexpr, HAS_SEGMENTS: tl.constexpr,
     TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
 ):  # fmt: skip
-    """o + (x, decayed) states of both directions. x: queries, or with KEYS keys and the gradients of states."""
+    """o + (x, decayed) states of both directions. x: queries, or with KEYS keys and the gradients of states.
+
+    CARRIED: states lack what enters their stretch, decays * carries.
+    """
     for direction in range(2):
         backward = direction == 1
         gates = tl.where(backward, gates_b, gates_f)
@@ -152,18 +155,22 @@ def _meet_states(
         x_d = x * exp(_sum(tokens, gates, GATE_TERMS) - log_factor[None, :])
         if HAS_SEGMENTS:
             x_d = tl.where(tl.where(backward, reach_b, reach_f)[:, None], x_d, 0.0)
-        state = load_state(states + direction * next_direction, cols, vcols, K, V)
+        state = load_state(states + direction * next_direction * V, cols, vcols, K, V)
+        if CARRIED:
+            decay = tl.load(decays + direction * next_direction + cols, mask=cols < K, other=0.0)
+            state = state.to(tl.float32)
+            state += decay[:, None] * load_state(carries + direction * next_carry, cols, vcols, K, V)
         o += dot(x_d, state, SCORE_TERMS, TERMS)
     return o
 
 
-@triton.jit(do_not_specialize=["L", "N", "width", "total"])
+@triton.jit(do_not_specialize=["L", "N", "width", "total", "G"])
 def steep_outputs(
-    q, k, v, gates_f, gates_b, states, out, segments, sizes,
-    L, N, h, width, scale, total,
+    q, k, v, gates_f, gates_b, states, decays, carries, out, segments, sizes,
+    L, N, h, width, scale, total, G,
     q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h, steep,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr, ALL: tl.constexpr,
+    CARRIED: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr, ALL: tl.constexpr,
     TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
 ):  # fmt: skip
     """`outputs` for steep chunks, or for ALL; any K and V, in tiles of BK and BV. A program looks for its chunks."""
@@ -173,23 +180,27 @@ def steep_outputs(
                 if _any_steep(steep, slot + tl.arange(0, 1), total, ALL):
                     mild_f, mild_b = _are_mild(steep, slot, total, ALL)
                     _steep_outputs(
-                        slot, mild_f, mild_b, q, k, v, gates_f, gates_b, states, out, segments, sizes,
-                        L, N, h, width, scale,
+                        slot, mild_f, mild_b, q, k, v, gates_f, gates_b, states, decays, carries, out, segments, sizes,
+                        L, N, h, width, scale, G,
                         q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h,
-                        K, V, C, BK, BV, HAS_SEGMENTS, HAS_SIZES, TERMS, SCORE_TERMS, GATE_TERMS,
+                        K, V, C, BK, BV, CARRIED, HAS_SEGMENTS, HAS_SIZES, TERMS, SCORE_TERMS, GATE_TERMS,
                     )  # fmt: skip
 
 
 @triton.jit
 def _steep_outputs(
-    slot, mild_f, mild_b, q, k, v, gates_f, gates_b, states, out, segments, sizes, L, N, h, width, scale,
+    slot, mild_f, mild_b, q, k, v, gates_f, gates_b, states, decays, carries, out, segments, sizes,
+    L, N, h, width, scale, G,
     q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
+    CARRIED: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
     TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
 ):  # fmt: skip
     b, n, head, first, local, row_ok = locate(slot, N, h, L, sizes, width, C, HAS_SIZES)
-    states_f = states + ((b * h + head) * 2 * N + n) * K * V
+    at_n = ((b * h + head) * 2 * N + n) * K
+    M = tl.cdiv(N, G)
+    if CARRIED:
+        carries += ((b * h + head) * 2 * M + n // G) * K * V
     q = at(q, b, head, first, q_b, q_h, q_l)
     k = at(k, b, head, first, k_b, k_h, k_l)
     v = at(v, b, head, first, v_b, v_h, v_l)
@@ -212,9 +223,9 @@ def _steep_outputs(
             cols = tile * BK + tl.arange(0, BK)
             q_i = load(q, local, cols, q_l, row_ok, K).to(tl.float32)
             o = _meet_states(
-                o, q_i, states_f, N.to(tl.int64) * K * V, gates_f, gates_b, gf_l, gb_l, mild_f, mild_b,
-                reach_f, reach_b, local, row_ok, cols, vcols, K, V,
-                False, HAS_SEGMENTS, TERMS, SCORE_TERMS, GATE_TERMS,
+                o, q_i, states + at_n * V, N.to(tl.int64) * K, decays + at_n, carries, M * K * V,
+                gates_f, gates_b, gf_l, gb_l, mild_f, mild_b, reach_f, reach_b, local, row_ok, cols, vcols, K, V,
+                False, CARRIED, HAS_SEGMENTS, TERMS, SCORE_TERMS, GATE_TERMS,
             )  # fmt: skip
         out_i = out + ((b * L + first) * h + head) * V
         store(out_i, local, vcols, h * V, local < L - first, V, o * scale)
@@ -293,9 +304,9 @@ def _steep_gradients(
             cols = tile * BK + tl.arange(0, BK)
             k_i = load(k, local, cols, k_l, row_ok, K).to(tl.float32)
             dv_i = _meet_states(
-                dv_i, k_i, dstates + states_f, N.to(tl.int64) * K * V, gates_f, gates_b, gf_l, gb_l, mild_f, mild_b,
-                leave_f, leave_b, local, row_ok, cols, vcols, K, V,
-                True, HAS_SEGMENTS, TERMS, SCORE_TERMS, GATE_TERMS,
+                dv_i, k_i, dstates + states_f, N.to(tl.int64) * K, None, None, 0,
+                gates_f, gates_b, gf_l, gb_l, mild_f, mild_b, leave_f, leave_b, local, row_ok, cols, vcols, K, V,
+                True, False, HAS_SEGMENTS, TERMS, SCORE_TERMS, GATE_TERMS,
             )  # fmt: skip
         dv_tile = dv + ((b * L + first) * h + head) * V
         store(dv_tile, local, vcols, h * V, store_ok, V, dv_i * scale)
