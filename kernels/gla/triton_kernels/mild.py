@@ -10,19 +10,41 @@ from .common import LOG2_E, at, decaying, dot, gate_slope, is_token, load, load_
 
 
 @triton.jit
-def _halves(pairs):
-    """1/2 where a pair is in, -1/2 where it is not."""
-    return tl.where(pairs, 0.5, -0.5)
+def _halves(C: tl.constexpr):
+    """1/2 where a forward query (row) sees a key (column), -1/2 where it does not; transposed, that of the backward."""
+    i = tl.arange(0, C)
+    return tl.where(i[:, None] >= i[None, :], 0.5, -0.5).to(tl.bfloat16)
 
 
 @triton.jit
-def _mild_decays(gates, pairs, GATE_TERMS: tl.constexpr):
-    """exp of the running sums of log-gates relative to half of the whole sum, and its inverse, [C, K].
-
-    pairs: which keys (columns) each query (row) sees.
-    """
-    sums = dot(_halves(pairs), gates, 1, GATE_TERMS) * LOG2_E
+def _mild_decays(gates, halves, GATE_TERMS: tl.constexpr):
+    """exp of the running sums of log-gates relative to half of the whole sum, and its inverse, [C, K]."""
+    sums = dot(halves, gates, 1, GATE_TERMS) * LOG2_E
     return tl.exp2(sums), tl.exp2(-sums)
+
+
+@triton.jit
+def _scores(
+    q, k, gates, halves, pairs,
+    ADJOINT: tl.constexpr, TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
+):  # fmt: skip
+    """Decayed queries, [C, K], and their products with the decayed keys (columns) of their pairs; one direction."""
+    of_q, of_k = _mild_decays(gates, halves, GATE_TERMS)
+    if ADJOINT:
+        of_q, of_k = of_k, of_q
+    q_d = q * of_q
+    return q_d, tl.where(pairs, dot(q_d, tl.trans(k * of_k), SCORE_TERMS, TERMS), 0.0)
+
+
+@triton.constexpr_function
+def _tile_of_values(values, tokens):
+    """No wider than a chunk: then every warp has whole rows of all products, and keeps them to itself."""
+    return min(values, tokens)
+
+
+@triton.constexpr_function
+def _tiles(size, tile):
+    return (size + tile - 1) // tile
 
 
 @triton.jit(do_not_specialize=["L", "N", "width", "B", "G"])
@@ -41,59 +63,59 @@ def outputs(
 
     A program takes G chunks. CARRIED: they are a stretch, and states lack what enters it, decays * carries.
     """
-    cols, vcols = tl.arange(0, BK), tl.arange(0, BV)
+    VT: tl.constexpr = _tile_of_values(BV, C)
+    cols = tl.arange(0, BK)
     head, b = tl.program_id(0) % h, ((tl.program_id(0) // h) % B).to(tl.int64)
-    part = tl.program_id(0) // (h * B)
+    part, M = tl.program_id(0) // (h * B), tl.num_programs(0) // (h * B)
     local = tl.arange(0, C)
     i, j = local[:, None], local[None, :]
+    if ADJOINT:
+        pairs_f, pairs_b = i <= j, i >= j
+    else:
+        pairs_f, pairs_b = i >= j, i <= j
+    halves = _halves(C)
+    at_head = (b * h + head) * 2
+    carry_f, carry_r = (), ()
     if CARRIED:
-        M = tl.num_programs(0) // (h * B)
-        carry_at = carries + ((b * h + head) * 2 * M + part) * K * V
-        carry_f = narrow(load_state(carry_at, cols, vcols, K, V), TERMS)
-        carry_b = narrow(load_state(carry_at + M.to(tl.int64) * K * V, cols, vcols, K, V), TERMS)
+        for tile in tl.static_range(_tiles(V, VT)):
+            vcols = tile * VT + tl.arange(0, VT)
+            carry_at = carries + (at_head * M + part) * K * V
+            carry_f += (narrow(load_state(carry_at, cols, vcols, K, V), TERMS),)
+            carry_r += (narrow(load_state(carry_at + M * K * V, cols, vcols, K, V), TERMS),)
     for n in tl.range(part * G, tl.minimum(part * G + G, N), num_stages=STAGES):
         # Loads stand where they are used: that is where registers begin to hold them.
         first = n * C
         row_ok = is_token(local, first, L, sizes, b, width, HAS_SIZES)
+        q_i = load(at(q, b, head, first, q_b, q_h, q_l), local, cols, q_l, row_ok, K).to(tl.float32)
+        k_i = load(at(k, b, head, first, k_b, k_h, k_l), local, cols, k_l, row_ok, K).to(tl.float32)
+        gates = load(at(gates_f, b, head, first, gf_b, gf_h, gf_l), local, cols, gf_l, row_ok, K)
+        q_f, scores = _scores(q_i, k_i, gates, halves, pairs_f, ADJOINT, TERMS, SCORE_TERMS, GATE_TERMS)
+        gates = load(at(gates_b, b, head, first, gb_b, gb_h, gb_l), local, cols, gb_l, row_ok, K)
+        q_r, more = _scores(q_i, k_i, gates, tl.trans(halves), pairs_b, ADJOINT, TERMS, SCORE_TERMS, GATE_TERMS)
+        scores += more
         if HAS_SEGMENTS:
             own, before, after, first_own, last_own = load_segments(segments, local, first, L, C)
-            if ADJOINT:
-                reach_f, reach_b = own == last_own, own == first_own
-            else:
-                reach_f, reach_b = own == before, own == after
-        state_f = states + ((b * h + head) * 2 * N + n) * V * K
-        q_i = load(at(q, b, head, first, q_b, q_h, q_l), local, cols, q_l, row_ok, K)
-        k_i = load(at(k, b, head, first, k_b, k_h, k_l), local, cols, k_l, row_ok, K)
-        scores = tl.zeros([C, C], tl.float32)
-        o = tl.zeros([C, BV], tl.float32)
-        for backward in tl.static_range(2):
-            if backward:
-                gates = load(at(gates_b, b, head, first, gb_b, gb_h, gb_l), local, cols, gb_l, row_ok, K)
-                sees, seen, state_at = i <= j, i >= j, state_f + N.to(tl.int64) * V * K
-            else:
-                gates = load(at(gates_f, b, head, first, gf_b, gf_h, gf_l), local, cols, gf_l, row_ok, K)
-                sees, seen, state_at = i >= j, i <= j, state_f
-            if ADJOINT:
-                of_k, of_q = _mild_decays(gates, sees, GATE_TERMS)
-                pairs = seen
-            else:
-                of_q, of_k = _mild_decays(gates, sees, GATE_TERMS)
-                pairs = sees
-            q_d = q_i.to(tl.float32) * of_q
-            k_d = k_i.to(tl.float32) * of_k
-            scores += tl.where(pairs, dot(q_d, tl.trans(k_d), SCORE_TERMS, TERMS), 0.0)
-            if HAS_SEGMENTS:
-                q_d = tl.where((reach_b if backward else reach_f)[:, None], q_d, 0.0)
-            o += dot(q_d, load_state(state_at, cols, vcols, K, V), SCORE_TERMS, TERMS)
-            if CARRIED:
-                decay_at = decays + ((b * h + head) * 2 + backward) * N * K + n * K
-                q_d *= tl.load(decay_at + cols, mask=cols < K, other=0.0)[None, :]
-                o += dot(q_d, carry_b if backward else carry_f, SCORE_TERMS, TERMS)
-        if HAS_SEGMENTS:
             scores = tl.where(own[:, None] == own[None, :], scores, 0.0)
-        v_i = load(at(v, b, head, first, v_b, v_h, v_l), local, vcols, v_l, row_ok, V)
-        o += dot(scores, v_i, TERMS, TERMS)
-        store(out + ((b * L + first) * h + head) * V, local, vcols, h * V, local < L - first, V, o * scale)
+            if ADJOINT:
+                reach_f, reach_r = own == last_own, own == first_own
+            else:
+                reach_f, reach_r = own == before, own == after
+            q_f, q_r = tl.where(reach_f[:, None], q_f, 0.0), tl.where(reach_r[:, None], q_r, 0.0)
+
+        at_f = (at_head * N + n) * K
+        at_r = at_f + N.to(tl.int64) * K
+        if CARRIED:
+            q_cf = q_f * tl.load(decays + at_f + cols, mask=cols < K, other=0.0)[None, :]
+            q_cr = q_r * tl.load(decays + at_r + cols, mask=cols < K, other=0.0)[None, :]
+        for tile in tl.static_range(_tiles(V, VT)):
+            vcols = tile * VT + tl.arange(0, VT)
+            o = dot(q_f, load_state(states + at_f * V, cols, vcols, K, V), SCORE_TERMS, TERMS)
+            o += dot(q_r, load_state(states + at_r * V, cols, vcols, K, V), SCORE_TERMS, TERMS)
+            if CARRIED:
+                o += dot(q_cf, carry_f[tile], SCORE_TERMS, TERMS)
+                o += dot(q_cr, carry_r[tile], SCORE_TERMS, TERMS)
+            o += dot(scores, load(at(v, b, head, first, v_b, v_h, v_l), local, vcols, v_l, row_ok, V), TERMS, TERMS)
+            store(out + ((b * L + first) * h + head) * V, local, vcols, h * V, local < L - first, V, o * scale)
 
 
 @triton.constexpr_function
@@ -144,6 +166,7 @@ def gradients(
     local = tl.arange(0, C)
     i, j = local[:, None], local[None, :]
     part = tl.program_id(0) // (h * B)
+    halves = _halves(C)
     for n in tl.range(part * G, tl.minimum(part * G + G, N), num_stages=STAGES):
         # Loads stand where they are used: that is where registers begin to hold them.
         first = n * C
@@ -172,7 +195,7 @@ def gradients(
             else:
                 gates = load(at(gates_f, b, head, first, gf_b, gf_h, gf_l), local, cols, gf_l, row_ok, K)
                 pairs, pairs_t = i >= j, i <= j
-            of_q, of_k = _mild_decays(gates, pairs, GATE_TERMS)
+            of_q, of_k = _mild_decays(gates, tl.trans(halves) if backward else halves, GATE_TERMS)
             k_d = k_i.to(tl.float32) * of_k
             dstate = load_state(dstates + state_at, cols, vcols, K, V)
             dk_d = dot(v_i, tl.trans(dstate), TERMS, TERMS)
