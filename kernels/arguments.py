@@ -1,9 +1,12 @@
 """What the operators' checks of their arguments share. Needs torch alone."""
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+
+HAS_TRITON = find_spec("triton") is not None
 
 
 def named_implementation(impl: str, implementations: Mapping[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:
@@ -32,3 +35,15 @@ def check_types_and_devices(tensors: Mapping[str, Tensor]) -> None:
             raise TypeError(f"{name} must be a floating point tensor, got {tensor.dtype}")
         if tensor.device != first.device:
             raise ValueError(f"{name} is on {tensor.device}, {first_name} on {first.device}: move them to one device")
+
+
+def triton_runs_on(x: Tensor) -> bool:
+    """Whether the Triton kernels take tensors like this: an NVIDIA GPU with bfloat16 products, anything but float64."""
+    if x.device.type != "cuda" or x.dtype == torch.float64 or not HAS_TRITON:
+        return False
+    return _has_bfloat16_products(x.device.index)
+
+
+@torch.compiler.assume_constant_result
+def _has_bfloat16_products(index: int | None) -> bool:
+    return torch.version.cuda is not None and torch.cuda.get_device_capability(index) >= (8, 0)

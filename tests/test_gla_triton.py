@@ -157,10 +157,11 @@ def test_stretches_of_chunks(device, chunk, monkeypatch, processors, kind):
         options = dict(cu_seqlens=torch.tensor([0, 3, 4 * chunk + 2, L], device=device))
     elif kind == "padded":
         options = dict(valid_sizes=torch.tensor([[L - 2 * chunk, 1]], device=device), width=1)
-    out, *grads = run(inputs, **options)
-    assert_all_close((out, *grads), exact(inputs, **options), 1e-5)
-    with torch.no_grad():
-        assert torch.equal(bidirectional_gla(*inputs, impl="triton", **options).cpu(), out)
+    expected = exact(inputs, **options)
+    assert_all_close(run(inputs, **options), expected, 1e-5)
+    with torch.no_grad():  # then `outputs` adds what enters a stretch
+        out = bidirectional_gla(*inputs, impl="triton", **options).cpu()
+    assert relative_error(out, expected[0]) < 1e-5
 
 
 @pytest.mark.parametrize("gate", [-1.0, -1.1])

@@ -111,9 +111,11 @@ def test_compiled_with_the_scan_in_one_graph(device):
     assert torch.equal(compiled(x), mixed(x))
 
 
-def test_auto_is_the_definition():
-    inputs = make_inputs("cpu", 1, 3, 1, 4)
-    assert torch.equal(locality_injection(*inputs), locality_injection(*inputs, impl="naive"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_auto_is_the_triton_form_where_it_runs(device, dtype):
+    inputs = make_inputs(device, 1, 3, 1, 4, dtype)
+    chosen = "triton" if device == "cuda" and dtype != torch.float64 else "naive"
+    assert torch.equal(locality_injection(*inputs), locality_injection(*inputs, impl=chosen))
 
 
 def test_float64_is_refused(device):

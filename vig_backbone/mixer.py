@@ -6,7 +6,7 @@ Parameter names are those of the official implementation, so that its checkpoint
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vig_kernels import bidirectional_gla
+from vig_kernels import bidirectional_gla, locality_injection
 
 from .layers import DepthwiseConv3x3, RMSNorm, at_least_float32
 
@@ -30,7 +30,7 @@ class GLAMixer(nn.Module):
             raise ValueError(f"dim={dim} must be a multiple of 2 * num_heads = {2 * num_heads}")
         self.num_heads = num_heads
         self.gla_impl = gla_impl
-        self.activation = nn.SiLU() if activation else nn.Identity()
+        self.activation = activation
         self.in_proj = nn.Sequential(DepthwiseConv3x3(dim), nn.SiLU() if activation else nn.Identity())
         self.qkv_proj = nn.Linear(dim, 2 * dim, bias=False)
         self.gk_proj = nn.Sequential(nn.Linear(dim, GATE_RANK, bias=False), nn.Linear(GATE_RANK, dim))
@@ -53,11 +53,16 @@ class GLAMixer(nn.Module):
             gate_bwd,
             impl=self.gla_impl,
         )
-        scanned = self.g_norm(o)
-        local = self.l_norm(u.unflatten(-1, (h, -1)))
-        gate = self.g_proj(u).sigmoid().unflatten(-1, (h, -1))
-        y = local + gate * (scanned - local)
-        return self.o_proj(self.activation(y.flatten(-2))).view(B, H, W, C)
+        y = locality_injection(
+            o,
+            u.unflatten(-1, (h, -1)),
+            self.g_proj(u).unflatten(-1, (h, -1)),
+            self.g_norm.weight,
+            self.l_norm.weight,
+            self.g_norm.eps,
+            self.activation,
+        )
+        return self.o_proj(y.flatten(-2)).view(B, H, W, C)
 
     def _log_gates(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Forward and backward log-gates [B, L, h, K], in float32 also under autocast."""

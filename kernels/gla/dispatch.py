@@ -1,13 +1,12 @@
 """Argument checks, packed and padded batches, and the choice of implementation."""
 
 from collections.abc import Callable
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..arguments import check_types_and_devices, named_implementation
+from ..arguments import HAS_TRITON, check_types_and_devices, named_implementation, triton_runs_on
 from .chunk import chunk_bidirectional_gla
 from .naive import naive_bidirectional_gla
 
@@ -24,7 +23,7 @@ IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "naive": naive_bidirectional_gla,
     "chunk": chunk_bidirectional_gla,
 }
-if find_spec("triton"):
+if HAS_TRITON:
     IMPLEMENTATIONS["triton"] = _triton_bidirectional_gla
 
 
@@ -105,16 +104,8 @@ def select_implementation(impl: str, q: Tensor, k: Tensor, v: Tensor) -> Callabl
 
 
 def _triton_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    if q.device.type != "cuda" or q.dtype == torch.float64 or "triton" not in IMPLEMENTATIONS:
-        return False
     # Autocast brings q, k and v to one type; without it the chunked form does.
-    one_type = q.dtype == k.dtype == v.dtype or torch.is_autocast_enabled("cuda")
-    return one_type and _has_bfloat16_products(q.device.index)
-
-
-@torch.compiler.assume_constant_result
-def _has_bfloat16_products(index: int | None) -> bool:
-    return torch.version.cuda is not None and torch.cuda.get_device_capability(index) >= (8, 0)
+    return triton_runs_on(q) and (q.dtype == k.dtype == v.dtype or torch.is_autocast_enabled("cuda"))
 
 
 def _segments(cu_seqlens: Tensor | None, q: Tensor) -> Tensor | None:

@@ -315,12 +315,12 @@ def _forward(
             states = _enter_states(k, v, gate_f, gate_b, segments, valid_sizes, width, False, temperature, activated)
             gate_f, gate_b = activated
         launch = _Launch(q, v, gate_f, gate_b, segments, valid_sizes, width, scale)
-        if not launch.one_tile:
-            states.complete()
+        kept = q.new_empty(0, dtype=_state_dtype(q.dtype))
+        if keep_states or not launch.one_tile:
+            kept = states.complete()
         launch.outputs((q, k, v), states, out)
         launch.steep_outputs((q, k, v), states, out)
-        kept = states.complete() if keep_states else q.new_empty(0, dtype=_state_dtype(q.dtype))
-    return out, kept, activated
+    return out, kept if keep_states else kept.new_empty(0), activated
 
 
 def _empty_gates(q: Tensor, temperature: float | None) -> Tensor:

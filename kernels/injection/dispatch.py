@@ -1,11 +1,10 @@
 """Argument checks and the choice of implementation."""
 
 from collections.abc import Callable
-from importlib.util import find_spec
 
 from torch import Tensor
 
-from ..arguments import check_types_and_devices, named_implementation
+from ..arguments import HAS_TRITON, check_types_and_devices, named_implementation, triton_runs_on
 from .naive import naive_locality_injection
 
 
@@ -18,7 +17,7 @@ def _triton_locality_injection(*args: Tensor | float | bool) -> Tensor:
 
 # Each implementation takes the arguments of `locality_injection` up to `activation`, all of them checked.
 IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"naive": naive_locality_injection}
-if find_spec("triton"):
+if HAS_TRITON:
     IMPLEMENTATIONS["triton"] = _triton_locality_injection
 
 
@@ -45,8 +44,8 @@ def locality_injection(
         scan_weight, local_weight: weights of the two norms, ``[V]``, shared by all heads.
         eps: added to the mean squares.
         activation: SiLU at the end.
-        impl: ``'naive'`` (PyTorch), ``'triton'`` (one kernel for NVIDIA GPUs, another one backward) or ``'auto'``, for
-            now PyTorch everywhere: the Triton form has to be asked for until its tests have passed on a GPU.
+        impl: ``'naive'`` (PyTorch), ``'triton'`` (one kernel for NVIDIA GPUs, another one backward) or ``'auto'``: the
+            Triton form on a GPU of compute capability 8.0 or higher for any type but float64, else PyTorch.
 
     Returns:
         ``[B, L, h, V]`` in the type of `scan`; computed in float32 (float64 for float64). Gradients exist for all five
@@ -57,7 +56,9 @@ def locality_injection(
         TypeError: for tensors that are not floating point, or a type that an implementation does not take.
     """
     _check_arguments(scan, local, gate_logits, scan_weight, local_weight)
-    function = named_implementation("naive" if impl == "auto" else impl, IMPLEMENTATIONS)
+    if impl == "auto":
+        impl = "triton" if triton_runs_on(scan) else "naive"
+    function = named_implementation(impl, IMPLEMENTATIONS)
     return function(scan, local, gate_logits, scan_weight, local_weight, eps, activation)
 
 
