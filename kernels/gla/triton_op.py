@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.utils.flop_counter import register_flop_formula
 
 from ..launch import (
+    ceil_div,
     multiprocessors,
     on_device,
+    power_of_2_from,
     register_autocast,
     require_gpu,
     shared_memory,
@@ -128,14 +129,14 @@ def _tile_bytes(K: int, V: int, dtype: torch.dtype, gate_dtype: torch.dtype, bac
 
 
 def _block(size: int, largest: int) -> int:
-    return min(max(triton.next_power_of_2(size), 16), largest)
+    return min(max(power_of_2_from(size), 16), largest)
 
 
 def _share(N: int, walks: int, programs: int) -> int:
     """Into how many parts to cut each of `walks` over N chunks, where so many programs run at a time."""
 
     def time(parts: int) -> float:
-        return triton.cdiv(walks * parts, programs) * (triton.cdiv(N, parts) + 0.5)  # a program's start counts, too
+        return ceil_div(walks * parts, programs) * (ceil_div(N, parts) + 0.5)  # a program's start counts, too
 
     return min((min(max(programs * waves // walks, 1), N) for waves in (1, 2, 3)), key=time)
 
@@ -166,9 +167,9 @@ class _States:
         if self.carries is not None:
             *heads, N, K, V = self.states.shape
             M = self.carries.shape[3]
-            BV = triton.next_power_of_2(V)
+            BV = power_of_2_from(V)
             BK = 4 * max(256 // BV, 1)
-            kernels.add_carries[(math.prod(heads) * (M - 1), triton.cdiv(K, BK))](
+            kernels.add_carries[(math.prod(heads) * (M - 1), ceil_div(K, BK))](
                 self.states, self.decays, self.carries, N, self.G, M, K=K, V=V, BK=BK, BV=BV,
                 ADJOINT=self.adjoint, STAGES=AHEAD + 1, num_warps=4,
             )  # fmt: skip
@@ -187,14 +188,14 @@ def _enter_states(
     gate_dtype = (gate_f if activated is None else activated).dtype
     one_tile = _is_one_tile(K, V, x.dtype, gate_dtype, x.device)
     BK, BV = _block(K, 128 if one_tile else 64), _block(V, 64)
-    tiles = triton.cdiv(K, BK) * triton.cdiv(V, BV)
+    tiles = ceil_div(K, BK) * ceil_div(V, BV)
     num_warps = 1 if x.dtype == torch.bfloat16 and BK * BV <= 2048 else 2
     # Stretches only where walks along all chunks would leave the GPU idle, and then as many as `outputs` likes.
     G = N
     if 2 * B * h * 2 * tiles < WARPS // num_warps * multiprocessors(x.device):
         tile = _tile_bytes(K, V, x.dtype, gate_dtype, backward=False)
-        G = triton.cdiv(N, _share(N, B * h, _in_flight(tile, _num_warps(K, V), x.device)[1]))
-    M = triton.cdiv(N, G)
+        G = ceil_div(N, _share(N, B * h, _in_flight(tile, _num_warps(K, V), x.device)[1]))
+    M = ceil_div(N, G)
     states = x.new_empty(B, h, 2, N, K, V, dtype=_state_dtype(x.dtype))
     decays = x.new_empty(B, h, 2, N, K, dtype=torch.float32)
     totals = x.new_empty(B, h, 2, M, K, V, dtype=torch.float32)
@@ -210,9 +211,9 @@ def _enter_states(
     carries = None
     if M > 1:
         carries = torch.empty_like(totals)
-        BV = triton.next_power_of_2(V)
+        BV = power_of_2_from(V)
         BK = max(256 // BV, 1)
-        kernels.scan_totals[(B * h * 2, triton.cdiv(K, BK))](
+        kernels.scan_totals[(B * h * 2, ceil_div(K, BK))](
             totals, total_decays, carries, M, K=K, V=V, BK=BK, BV=BV,
             ADJOINT=adjoint, STEPS=4, STAGES=AHEAD + 1, num_warps=1,
         )  # fmt: skip
@@ -274,8 +275,8 @@ class _Launch:
         tile = _tile_bytes(self.K, self.V, *self.types, backward=kernel is kernels.gradients)
         ahead, programs = _in_flight(tile, self.options["num_warps"], self.device)
         heads = self.B * self.h
-        G = G or triton.cdiv(self.N, _share(self.N, heads, programs))
-        kernel[(heads * triton.cdiv(self.N, G),)](
+        G = G or ceil_div(self.N, _share(self.N, heads, programs))
+        kernel[(heads * ceil_div(self.N, G),)](
             *inputs, *self.gates, *rest, *self.restrictions, *self.numbers, self.B, G, *numbers,
             *strides(*inputs, *self.gates, *strided), **self.options, **constants,
             BK=_block(self.K, 128), BV=_block(self.V, 128), STAGES=ahead + 1,

@@ -3,11 +3,18 @@
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from ..launch import multiprocessors, on_device, require_gpu, strides, with_unit_stride
+from ..launch import (
+    ceil_div,
+    multiprocessors,
+    on_device,
+    power_of_2_from,
+    require_gpu,
+    strides,
+    with_unit_stride,
+)
 from . import triton_kernels as kernels
 
 # Numbers of each input that a program takes at once.
@@ -40,7 +47,7 @@ def triton_locality_injection(
 
 
 def _blocks(V: int) -> dict[str, int]:
-    BV = triton.next_power_of_2(V)
+    BV = power_of_2_from(V)
     return dict(V=V, BV=BV, ROWS=max(TILE // BV, 1))
 
 
@@ -54,7 +61,7 @@ def _forward(
     out = torch.empty(scan.shape, dtype=scan.dtype, device=scan.device)
     blocks = _blocks(V)
     with on_device(scan):
-        kernels.forward[(triton.cdiv(B * L * h, blocks["ROWS"]),)](
+        kernels.forward[(ceil_div(B * L * h, blocks["ROWS"]),)](
             scan, local, gate_logits, scan_weight.contiguous(), local_weight.contiguous(), out, L, h, B * L * h, eps,
             *strides(scan, local, gate_logits), **blocks, ACTIVATION=activation, num_warps=4,
         )  # fmt: skip
@@ -70,7 +77,7 @@ def _backward(
     B, L, h, V = scan.shape
     blocks = _blocks(V)
     grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (scan, local, gate_logits)]
-    programs = min(triton.cdiv(B * L * h, blocks["ROWS"]), PROGRAMS * multiprocessors(scan.device))
+    programs = min(ceil_div(B * L * h, blocks["ROWS"]), PROGRAMS * multiprocessors(scan.device))
     dweights = torch.empty(programs, 2, V, dtype=torch.float32, device=scan.device)
     with on_device(scan):
         kernels.backward[(programs,)](
