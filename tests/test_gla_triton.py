@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vig_kernels import bidirectional_gla
 
 pytest.importorskip("triton")
-from vig_kernels.gla import triton_kernels, triton_op
+from vig_kernels.gla import triton_kernels, triton_launches, triton_op
 
 OUTPUTS = ("out", *(f"grad of {name}" for name in NAMES))
 IMPLS = ("naive", "chunk", "triton")
@@ -39,8 +39,8 @@ pytestmark = [
 def chunk(device: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """Tokens of a chunk; few in the interpreter, so that short sequences have many chunks."""
     if device == "cpu":
-        monkeypatch.setattr(triton_op, "CHUNK", 16)
-    return triton_op.CHUNK
+        monkeypatch.setattr(triton_launches, "CHUNK", 16)
+    return triton_launches.CHUNK
 
 
 def inputs_on(device: str, *args: Any, **kwargs: Any) -> list[Tensor]:
@@ -126,7 +126,7 @@ def test_several_images_heads_and_chunks_mild_and_steep(device, chunk):
 def test_more_than_one_tile_of_channels(device, chunk):
     """Wider than the kernels for mild chunks take: all chunks go to the others, tile by tile."""
     K, V = 5, 70
-    assert not triton_op._is_one_tile(K, V, torch.float32, torch.float32, torch.device(device))
+    assert not triton_launches.is_one_tile(K, V, torch.float32, torch.float32, torch.device(device))
     inputs = inputs_on(device, 1, 2 * chunk + 3, 1, K, V)
     assert_all_close(run(inputs), exact(inputs), 1e-5)
 
@@ -136,9 +136,9 @@ def test_less_shared_memory_than_a_tile_needs(device, chunk, monkeypatch):
     K, V = 32, 64
     inputs = inputs_on(device, 1, chunk + 3, 1, K, V)
     expected = run(inputs)
-    monkeypatch.setattr(triton_op, "shared_memory", lambda device: 48 * 1024)
-    assert not triton_op._is_one_tile(K, V, torch.float32, torch.float32, torch.device(device))
-    assert triton_op._is_one_tile(16, 32, torch.bfloat16, torch.float32, torch.device(device))
+    monkeypatch.setattr(triton_launches, "shared_memory", lambda device: 48 * 1024)
+    assert not triton_launches.is_one_tile(K, V, torch.float32, torch.float32, torch.device(device))
+    assert triton_launches.is_one_tile(16, 32, torch.bfloat16, torch.float32, torch.device(device))
     assert_all_close(run(inputs), expected, 1e-5)
 
 
@@ -146,7 +146,7 @@ def test_less_shared_memory_than_a_tile_needs(device, chunk, monkeypatch):
 @pytest.mark.parametrize("processors", [1, 2, 8])
 def test_stretches_of_chunks(device, chunk, monkeypatch, processors, kind):
     """Walks are cut into 1 to 11 stretches; the states that enter them reach mild and steep chunks."""
-    monkeypatch.setattr(triton_op, "multiprocessors", lambda device: processors)
+    monkeypatch.setattr(triton_launches, "multiprocessors", lambda device: processors)
     L = 11 * chunk - 5
     inputs = inputs_on(device, 1, L, 2, 5, 12)
     mild_and_steep_gates(inputs, 3 * chunk)
@@ -829,7 +829,7 @@ def test_flops_for_mmengine(device):
 )
 def test_backward_keeps_little_more_than_the_inputs(device, monkeypatch, L, K, V, dtype):
     if L == 20:  # many states, in float32: too many to be kept
-        monkeypatch.setattr(triton_op, "CHUNK", 16)
+        monkeypatch.setattr(triton_launches, "CHUNK", 16)
     leaves = leaves_of(inputs_on(device, 1, L, 1, K, V, dtype=dtype))
     leaves[3:] = leaves_of([x.float() for x in leaves[3:]])
     kept: dict[int, int] = {}
