@@ -191,6 +191,20 @@ def test_scan_implementations_agree(family):
     assert max(relative_error(a, b) for a, b in zip(chunk, naive)) < 1e-11
 
 
+@pytest.mark.parametrize("activation", [False, True])
+def test_mixer_in_triton_gives_the_same(device, activation):
+    pytest.importorskip("triton")
+    x, grad = torch.randn(2, 2, 5, 7, 24, device=device)
+    results = {}
+    for impl in ("triton", "chunk"):
+        torch.manual_seed(0)
+        mixer = GLAMixer(24, 2, activation, impl).to(device)
+        mixed = mixer(x)
+        results[impl] = mixed, *torch.autograd.grad(mixed, mixer.parameters(), grad)
+    for triton, chunk in zip(results["triton"], results["chunk"], strict=True):
+        assert relative_error(triton, chunk) < 1e-4
+
+
 def test_unknown_scan_implementation_is_named(family):
     with pytest.raises(ValueError, match="'no_such_kernel' is not available"):
         make(family, gla_impl="no_such_kernel")(images(1, 32, 32))

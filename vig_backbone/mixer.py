@@ -21,7 +21,8 @@ class GLAMixer(nn.Module):
         dim: channels C, a multiple of 2 * num_heads.
         num_heads: heads h; K = C / 2h channels per key, V = C / h per value.
         activation: SiLU after the depthwise convolution and before the output projection (ViG-T only).
-        gla_impl: implementation of the scan, see :func:`vig_kernels.bidirectional_gla`.
+        gla_impl: implementation of the scan, see :func:`vig_kernels.bidirectional_gla`; with one in PyTorch, what
+            follows the scan (:func:`vig_kernels.locality_injection`) is in PyTorch, too.
     """
 
     def __init__(self, dim: int, num_heads: int, activation: bool = False, gla_impl: str = "auto") -> None:
@@ -30,6 +31,7 @@ class GLAMixer(nn.Module):
             raise ValueError(f"dim={dim} must be a multiple of 2 * num_heads = {2 * num_heads}")
         self.num_heads = num_heads
         self.gla_impl = gla_impl
+        self.injection_impl = gla_impl if gla_impl in ("auto", "triton") else "naive"
         self.activation = activation
         self.in_proj = nn.Sequential(DepthwiseConv3x3(dim), nn.SiLU() if activation else nn.Identity())
         self.qkv_proj = nn.Linear(dim, 2 * dim, bias=False)
@@ -61,6 +63,7 @@ class GLAMixer(nn.Module):
             self.l_norm.weight,
             self.g_norm.eps,
             self.activation,
+            impl=self.injection_impl,
         )
         return self.o_proj(y.flatten(-2)).view(B, H, W, C)
 
