@@ -4,11 +4,10 @@ Paper: "ViG: Linear-complexity Visual Sequence Learning with Gated Linear Attent
 Parameter names are those of the official implementation, so that its checkpoints load.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from vig_kernels import bidirectional_gla, locality_injection
 
-from .layers import DepthwiseConv3x3, RMSNorm, at_least_float32
+from .layers import DepthwiseConv3x3, RMSNorm
 
 GATE_RANK = 16
 GATE_TEMPERATURE = 16
@@ -46,7 +45,7 @@ class GLAMixer(nn.Module):
         h = self.num_heads
         u = self.in_proj(x).flatten(1, 2)  # [B, L, C]
         q, k, v = self.qkv_proj(u).split((C // 2, C // 2, C), dim=-1)
-        gate_fwd, gate_bwd = self._log_gates(u)
+        gate_fwd, gate_bwd = self.gk_proj(u).unflatten(-1, (2, h, -1)).unbind(2)  # logits
         o = bidirectional_gla(
             q.unflatten(-1, (h, -1)),  # [B, L, h, K]
             k.unflatten(-1, (h, -1)),
@@ -54,6 +53,7 @@ class GLAMixer(nn.Module):
             gate_fwd,
             gate_bwd,
             impl=self.gla_impl,
+            gate_temperature=GATE_TEMPERATURE,
         )
         y = locality_injection(
             o,
@@ -66,9 +66,3 @@ class GLAMixer(nn.Module):
             impl=self.injection_impl,
         )
         return self.o_proj(y.flatten(-2)).view(B, H, W, C)
-
-    def _log_gates(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Forward and backward log-gates [B, L, h, K], in float32 also under autocast."""
-        logits = at_least_float32(self.gk_proj(u))
-        log_gates = (F.logsigmoid(logits) / GATE_TEMPERATURE).unflatten(-1, (2, self.num_heads, -1))
-        return log_gates.unbind(2)

@@ -77,12 +77,13 @@ def chunk_states(
         row_ok = is_token(local, first, L, sizes, b, width, HAS_SIZES)
         g_t = load_transposed(at(gates, b, head, first, g_b, g_h, g_l), local, cols, g_l, row_ok, K)
         if RAW:
-            g_t = tl.where(row_ok[None, :] & (cols < K)[:, None], log_sigmoid(g_t.to(tl.float32)) / temperature, 0.0)
-            g_t = tl.maximum(g_t, CLOSED).to(activated.dtype.element_ty)
+            g_t = tl.maximum(log_sigmoid(g_t.to(tl.float32)) * (1 / temperature), CLOSED)
+            g_t = tl.where(row_ok[None, :] & (cols < K)[:, None], g_t, 0.0).to(activated.dtype.element_ty)
             if vtile == 0:
                 token = ((backward.to(tl.int64) * batches + b) * L + first) * h + head
                 store(activated + token * K, local, cols, h * K, local < L - first, K, tl.trans(g_t))
-        g_t = tl.maximum(g_t.to(tl.float32), CLOSED)
+        else:
+            g_t = tl.maximum(g_t.to(tl.float32), CLOSED)
         total = tl.max(dot(g_t, tl.full([C, 8], 1.0, tl.float32), GATE_TERMS, 1), 1) * LOG2_E
         across = tl.exp2(total)
         x_t = load_transposed(at(x, b, head, first, x_b, x_h, x_l), local, cols, x_l, row_ok, K)
