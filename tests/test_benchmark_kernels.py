@@ -52,8 +52,9 @@ def test_sweep_gives_table_numbers_and_plot(run_python, tmp_path):
     out = run_python(TOOL, *arguments, "--json", table, "--plot", plot).stdout
 
     forward, backward = out.partition("L=64")[2].partition("L=128")[0].split("forward+backward")
-    assert _line(forward, "forward") == ["forward", "time", "ms", "timing", "copy", "bw", "error", "vs", "chunk"]
-    assert backward.split("\n")[0].split() == ["time", "ms", "timing", "copy", "bw", "kept", "error", "vs", "chunk"]
+    columns = ["time", "ms", "timing", "first", "s", "copy", "bw"]
+    assert _line(forward, "forward") == ["forward", *columns, "error", "vs", "chunk"]
+    assert backward.split("\n")[0].split() == [*columns, "kept", "error", "vs", "chunk"]
     for text in (forward, backward):
         assert _line(text, "naive")[2] == "wall"
         assert _line(text, "naive")[-1] in ("slower", "faster")
@@ -70,6 +71,7 @@ def test_sweep_gives_table_numbers_and_plot(run_python, tmp_path):
             assert result["failure"]
             continue
         assert result["failure"] == ""
+        assert result["first_s"] > 0
         assert result["shape"] == {"B": 1, "h": 6, "L": L, "K": 32, "V": 64}
         assert 0 < result["time_ms"]["min"] <= result["time_ms"]["median"] <= result["time_ms"]["max"]
         assert result["error"] < 1e-5

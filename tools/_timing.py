@@ -51,6 +51,15 @@ class Effort:
     min_seconds: float  # of a repeat
 
 
+def once(step: Callable[[], object], synchronize: Callable[[], None]) -> float:
+    """Seconds of one call."""
+    synchronize()
+    start = time.perf_counter()
+    step()
+    synchronize()
+    return time.perf_counter() - start
+
+
 def wall_times(steps: list[Step], synchronize: Callable[[], None], effort: Effort) -> Times:
     def seconds(calls: int) -> float:
         synchronize()

@@ -16,6 +16,7 @@ contenders:
 columns, forward and forward+backward (gradients of all inputs) apart:
   time      median of a call: `graph` replay; `events` where no graph could be captured; `wall` on a CPU
   eager     on a GPU, median wall time of a call from Python, launches included
+  first     seconds of the first call, compiling included; --cold: nothing comes from Triton's cache on disk
   copy bw   share of the copy bandwidth: each input read and each output written once, over the time
   peak      memory allocated during the call, outputs included, inputs not
   kept      bytes saved for the backward pass, over the bytes of the inputs
@@ -29,6 +30,7 @@ import importlib.metadata
 import importlib.util
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -45,6 +47,7 @@ from _timing import (
     copy_bandwidth,
     describe_machine,
     device_times,
+    once,
     peak_bytes,
     short_reason,
     time_limit,
@@ -250,6 +253,7 @@ class Result:
     time_ms: Times | None = None
     timing: str = ""
     eager_ms: Times | None = None
+    first_s: float | None = None
     input_sets: int = 0
     input_bytes: int = 0
     floor_bytes: int = 0
@@ -303,10 +307,11 @@ class Benchmark:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what the contender before left
         operator, shape, mode = contender.load(), result.shape, result.mode
+        case = self.case(contender, shape, seed=0)
+        result.first_s = once(partial(call, operator, case, mode), self.synchronize)
         if contender.is_gla:
             result.error = self.error(operator, contender, shape, mode)
             result.accurate = result.error <= MAX_ERROR[mode]  # False for NaN
-        case = self.case(contender, shape, seed=0)
         result.input_bytes = sum(storages(case.inputs).values())
         result.floor_bytes = floor_bytes(case, mode)
         cases = [case, *(self.case(contender, shape, seed) for seed in range(1, self.input_sets(result.input_bytes)))]
@@ -316,16 +321,20 @@ class Benchmark:
         if self.device.type == "cuda":
             warm_up(steps)
             result.peak_bytes = peak_bytes(steps[0])
-            result.eager_ms = wall_times(steps, torch.cuda.synchronize, self.effort)
+            result.eager_ms = wall_times(steps, self.synchronize, self.effort)
             result.time_ms, result.timing, result.note = device_times(steps, self.effort)
         else:
-            result.time_ms = result.eager_ms = wall_times(steps, lambda: None, self.effort)
+            result.time_ms = result.eager_ms = wall_times(steps, self.synchronize, self.effort)
             result.timing = "wall"
         if mode == BACKWARD:
             result.kept_input_bytes, result.kept_extra_bytes = kept_bytes(operator, case)
             result.kept_ratio = (result.kept_input_bytes + result.kept_extra_bytes) / result.input_bytes
         if contender.is_gla:
             result.copy_share = result.floor_bytes / (result.time_ms.median / 1e3) / self.bandwidth
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
 
     def case(self, contender: Contender, shape: Shape, seed: int) -> Case:
         return Case.make(contender, shape, self.dtype, self.gate_dtype, self.device, seed)
@@ -368,6 +377,7 @@ COLUMNS: dict[str, Callable[[Result], str]] = {
     "time ms": lambda r: format_ms(r.time_ms.median),
     "timing": lambda r: r.timing,
     "eager ms": lambda r: "-" if r.timing == "wall" else format_ms(r.eager_ms.median),
+    "first s": lambda r: f"{r.first_s:.2f}",
     "copy bw": lambda r: optional("{:.1%}", r.copy_share),
     "peak MB": lambda r: optional("{:.1f}", r.peak_bytes and r.peak_bytes / 1e6),
     "kept": lambda r: optional("{:.2f}x", r.kept_ratio),
@@ -484,6 +494,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, metavar="N", help="samples of a time (default: 10)")
     parser.add_argument("--min-seconds", type=float, metavar="S", help="length of a sample (default: 0.05)")
     parser.add_argument("--quick", action="store_true", help="3 repeats of 0.01 s")
+    parser.add_argument("--cold", action="store_true", help="compile all Triton kernels, cached or not")
     parser.add_argument("--time-limit", type=float, default=300, metavar="S", help=limit)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers, updated after every shape")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the sweep")
@@ -518,6 +529,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    if args.cold:
+        os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # before Triton is imported
     machine = describe_machine(args.device, args.dtype, args.gate_dtype)
     bandwidth = copy_bandwidth(args.device)
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
