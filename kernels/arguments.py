@@ -1,12 +1,27 @@
 """What the operators' checks of their arguments share. Needs torch alone."""
 
 from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-HAS_TRITON = find_spec("triton") is not None
+MIN_TRITON = (3, 5)
+
+
+def has_triton() -> bool:
+    """Whether the Triton that is installed, if any, compiles the kernels; without importing it."""
+    if find_spec("triton") is None:
+        return False
+    try:
+        installed = version("triton").split(".")
+    except PackageNotFoundError:
+        return True  # a build of another name
+    return tuple(map(int, installed[:2])) >= MIN_TRITON
+
+
+HAS_TRITON = has_triton()
 
 
 def named_implementation(impl: str, implementations: Mapping[str, Callable[..., Tensor]]) -> Callable[..., Tensor]:
@@ -16,7 +31,7 @@ def named_implementation(impl: str, implementations: Mapping[str, Callable[..., 
         ValueError: naming those that there are.
     """
     if impl not in implementations:
-        missing = "; install triton for 'triton'" if impl == "triton" else ""
+        missing = "; 'triton' needs Triton 3.5 or newer, which comes with torch 2.9" if impl == "triton" else ""
         raise ValueError(
             f"impl={impl!r} is not available: expected 'auto' or one of {sorted(implementations)}{missing}"
         )

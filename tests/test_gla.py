@@ -1,12 +1,13 @@
 """Bidirectional gated linear attention: the chunked form against its definition, and what every form must satisfy."""
 
 from functools import cache
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from vig_kernels import bidirectional_gla
+from vig_kernels import arguments, bidirectional_gla
 from vig_kernels.gla import IMPLEMENTATIONS
 
 NAMES = ("q", "k", "v", "log_gate_fwd", "log_gate_bwd")
@@ -369,6 +370,25 @@ def test_unregistered_implementation_lists_those_that_exist(monkeypatch, impl):
         bidirectional_gla(*make_inputs(1, 4, 1, 2, 3), impl=impl)
     assert repr(impl) in str(error.value)
     assert all(name in str(error.value) for name in ("auto", *IMPLEMENTATIONS))
+
+
+@pytest.mark.parametrize(
+    ("installed", "enough"), [("3.4.0", False), ("3.5.1", True), ("4.0.0+git1", True), (None, True)]
+)
+def test_triton_that_does_not_compile_the_kernels_counts_as_none(monkeypatch, installed, enough):
+    def version(name: str) -> str:
+        if installed is None:
+            raise PackageNotFoundError(name)
+        return installed
+
+    monkeypatch.setattr(arguments, "find_spec", lambda name: "found")
+    monkeypatch.setattr(arguments, "version", version)
+    assert arguments.has_triton() == enough
+
+
+def test_no_triton_at_all(monkeypatch):
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None)
+    assert not arguments.has_triton()
 
 
 def test_auto_is_the_default_and_needs_no_triton(monkeypatch):

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from vig_kernels import bidirectional_gla
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.5")
 from vig_kernels.gla import triton_kernels, triton_launches, triton_op
 
 OUTPUTS = ("out", *(f"grad of {name}" for name in NAMES))

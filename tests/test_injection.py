@@ -7,7 +7,7 @@ from torch import Tensor
 from vig_kernels import bidirectional_gla, locality_injection
 from vig_kernels.injection import IMPLEMENTATIONS
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.5")
 from vig_kernels.injection import triton_op
 
 pytestmark = pytest.mark.usefixtures("rounds_to_nearest")

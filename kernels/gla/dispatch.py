@@ -55,7 +55,7 @@ def bidirectional_gla(
         scale: factor on the queries; ``K ** -0.5`` if None.
         impl: ``'naive'`` (the definition), ``'chunk'`` (PyTorch, any device, linear in L), ``'triton'`` (fused
             kernels for NVIDIA GPUs) or ``'auto'``: the Triton form where it runs (a GPU of compute capability 8.0 or
-            higher, any type but float64), else the chunked form.
+            higher, torch 2.9 or newer, any type but float64), else the chunked form.
         cu_seqlens: packed sequences, which do not see each other: B is 1, and sequence i holds the tokens
             ``cu_seqlens[i]`` to ``cu_seqlens[i + 1]`` (excluded). ``[S + 1]``, integers on the device of `q`, from 0
             to L, ascending; that is checked on the CPU alone, where it costs no synchronisation.
