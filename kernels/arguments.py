@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 MIN_TRITON = (3, 5)
 
@@ -15,10 +16,9 @@ def has_triton() -> bool:
     if find_spec("triton") is None:
         return False
     try:
-        installed = version("triton").split(".")
+        return TorchVersion(version("triton")) >= MIN_TRITON
     except PackageNotFoundError:
         return True  # a build of another name
-    return tuple(map(int, installed[:2])) >= MIN_TRITON
 
 
 HAS_TRITON = has_triton()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -51,23 +52,22 @@ class Effort:
     min_seconds: float  # of a repeat
 
 
-def once(step: Callable[[], object], synchronize: Callable[[], None]) -> float:
-    """Seconds of one call."""
+def seconds_of(run: Callable[[], object], synchronize: Callable[[], None]) -> float:
+    """Wall time of one run, all that it starts included."""
     synchronize()
     start = time.perf_counter()
-    step()
+    run()
     synchronize()
     return time.perf_counter() - start
 
 
 def wall_times(steps: list[Step], synchronize: Callable[[], None], effort: Effort) -> Times:
-    def seconds(calls: int) -> float:
-        synchronize()
-        start = time.perf_counter()
+    def run(calls: int) -> None:
         for i in range(calls):
             steps[i % len(steps)]()
-        synchronize()
-        return time.perf_counter() - start
+
+    def seconds(calls: int) -> float:
+        return seconds_of(partial(run, calls), synchronize)
 
     seconds(1)
     once = seconds(1)

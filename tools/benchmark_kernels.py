@@ -47,8 +47,8 @@ from _timing import (
     copy_bandwidth,
     describe_machine,
     device_times,
-    once,
     peak_bytes,
+    seconds_of,
     short_reason,
     time_limit,
     wall_times,
@@ -308,7 +308,7 @@ class Benchmark:
             torch.cuda.empty_cache()  # what the contender before left
         operator, shape, mode = contender.load(), result.shape, result.mode
         case = self.case(contender, shape, seed=0)
-        result.first_s = once(partial(call, operator, case, mode), self.synchronize)
+        result.first_s = seconds_of(partial(call, operator, case, mode), self.synchronize)
         if contender.is_gla:
             result.error = self.error(operator, contender, shape, mode)
             result.accurate = result.error <= MAX_ERROR[mode]  # False for NaN

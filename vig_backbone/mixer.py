@@ -30,7 +30,6 @@ class GLAMixer(nn.Module):
             raise ValueError(f"dim={dim} must be a multiple of 2 * num_heads = {2 * num_heads}")
         self.num_heads = num_heads
         self.gla_impl = gla_impl
-        self.injection_impl = gla_impl if gla_impl in ("auto", "triton") else "naive"
         self.activation = activation
         self.in_proj = nn.Sequential(DepthwiseConv3x3(dim), nn.SiLU() if activation else nn.Identity())
         self.qkv_proj = nn.Linear(dim, 2 * dim, bias=False)
@@ -63,6 +62,6 @@ class GLAMixer(nn.Module):
             self.l_norm.weight,
             self.g_norm.eps,
             self.activation,
-            impl=self.injection_impl,
+            impl=self.gla_impl if self.gla_impl in ("auto", "triton") else "naive",
         )
         return self.o_proj(y.flatten(-2)).view(B, H, W, C)

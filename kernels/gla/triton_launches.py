@@ -169,7 +169,10 @@ class Launches:
                 totals, total_decays, carries, M, K=K, V=V, BK=BK, BV=BV,
                 ADJOINT=adjoint, STEPS=4, STAGES=AHEAD + 1, num_warps=1,
             )  # fmt: skip
-        return States(states, decays, carries, steep, G, adjoint)
+        entering = States(states, decays, carries, steep, G, adjoint)
+        if not self.one_tile:  # `outputs`, which would take the carries itself, does not run
+            entering.complete()
+        return entering
 
     def outputs(self, x: tuple[Tensor, ...], states: States, out: Tensor) -> None:
         """Of queries, keys and values; or the gradient of v, from keys, queries and the gradient of the output."""

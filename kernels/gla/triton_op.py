@@ -82,11 +82,7 @@ def _forward(
     with on_device(q):
         launches = Launches(q, v, gate_f, gate_b, segments, valid_sizes, width, scale, gate_dtype)
         states = launches.enter_states(k, v, False, temperature, activated if activated.numel() else None)
-        kept = q.new_empty(0, dtype=state_dtype(q.dtype))
-        if keep_states:
-            kept = states.complete()
-        elif not launches.one_tile:
-            states.complete()
+        kept = states.complete() if keep_states else q.new_empty(0, dtype=state_dtype(q.dtype))
         launches.outputs((q, k, v), states, out)
         launches.steep_outputs((q, k, v), states, out)
     return out, kept, activated

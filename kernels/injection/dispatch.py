@@ -45,7 +45,8 @@ def locality_injection(
         eps: added to the mean squares.
         activation: SiLU at the end.
         impl: ``'naive'`` (PyTorch), ``'triton'`` (one kernel for NVIDIA GPUs, another one backward) or ``'auto'``: the
-            Triton form on a GPU of compute capability 8.0 or higher for any type but float64, else PyTorch.
+            Triton form where it runs (a GPU of compute capability 8.0 or higher, torch 2.9 or newer, any type but
+            float64), else PyTorch.
 
     Returns:
         ``[B, L, h, V]`` in the type of `scan`; computed in float32 (float64 for float64). Gradients exist for all five

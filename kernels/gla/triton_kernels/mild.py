@@ -42,11 +42,6 @@ def _tile_of_values(values, tokens):
     return min(values, tokens)
 
 
-@triton.constexpr_function
-def _tiles(size, tile):
-    return (size + tile - 1) // tile
-
-
 @triton.jit(do_not_specialize=["L", "N", "width", "B", "G"])
 def outputs(
     q, k, v, gates_f, gates_b, states, decays, carries, out, segments, sizes,
@@ -77,7 +72,7 @@ def outputs(
     at_head = (b * h + head) * 2
     carry_f, carry_r = (), ()
     if CARRIED:
-        for tile in tl.static_range(_tiles(V, VT)):
+        for tile in tl.static_range(triton.cdiv(V, VT)):
             vcols = tile * VT + tl.arange(0, VT)
             carry_at = carries + (at_head * M + part) * K * V
             carry_f += (narrow(load_state(carry_at, cols, vcols, K, V), TERMS),)
@@ -107,7 +102,7 @@ def outputs(
         if CARRIED:
             q_cf = q_f * tl.load(decays + at_f + cols, mask=cols < K, other=0.0)[None, :]
             q_cr = q_r * tl.load(decays + at_r + cols, mask=cols < K, other=0.0)[None, :]
-        for tile in tl.static_range(_tiles(V, VT)):
+        for tile in tl.static_range(triton.cdiv(V, VT)):
             vcols = tile * VT + tl.arange(0, VT)
             o = dot(q_f, load_state(states + at_f * V, cols, vcols, K, V), SCORE_TERMS, TERMS)
             o += dot(q_r, load_state(states + at_r * V, cols, vcols, K, V), SCORE_TERMS, TERMS)

@@ -42,8 +42,8 @@ def chunk_states(
     is forward in direction 0 and backward in direction 1; ADJOINT the other way round.
 
     Where a chunk is mild (in this direction), its state comes multiplied by the square root of the decay across the
-    chunk, as `outputs` expects it; where it is steep, steep[d, ., n] is set. decays[., d, n] [K] is what `add_carries`
-    multiplies by what enters the stretch; totals and total_decays are the state and the decay at the stretch's end.
+    chunk, as `outputs` expects it; where it is steep, steep[d, ., n] is set. decays[., d, n] [K] is the factor of
+    what enters the stretch; totals and total_decays are the state and the decay at the stretch's end.
 
     RAW: gates_f and gates_b are logits; the log-gates log_sigmoid(logit) / temperature are written to
     activated[d, b, l, h, K], for the kernels that come after.
