@@ -28,6 +28,13 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _fresh_plans() -> None:
+    """Tests change what the launches of an operator depend on."""
+    if plans := sys.modules.get("vig_kernels.plans"):
+        plans.forget()
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
     """Where Triton kernels run: in the interpreter on the CPU, or on a GPU."""

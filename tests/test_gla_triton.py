@@ -144,7 +144,7 @@ def test_less_shared_memory_than_a_tile_needs(device, chunk, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["plain", "packed", "padded"])
 @pytest.mark.parametrize("processors", [1, 2, 8])
-def test_stretches_of_chunks(device, chunk, monkeypatch, processors, kind):
+def test_stretches_of_chunks(device, chunk, monkeypatch, poisoned_memory, processors, kind):
     """Walks are cut into 1 to 11 stretches; the states that enter them reach mild and steep chunks."""
     monkeypatch.setattr(triton_launches, "multiprocessors", lambda device: processors)
     L = 11 * chunk - 5
@@ -313,50 +313,6 @@ def test_same_bits_twice(device, chunk):
     assert_same_bits(run(inputs), run(inputs))
 
 
-@pytest.mark.parametrize("spread", [1.0, 30.0, 1000.0])
-def test_logits_of_gates(device, chunk, spread):
-    """Gates nearly open, half open and closed; in mild and in steep chunks."""
-    inputs = inputs_on(device, 2, 2 * chunk + 5, 2, 5, 12)
-    inputs[3:] = [spread * torch.randn_like(x) for x in inputs[3:]]
-    inputs[3][:, :chunk] = inputs[3][:, :chunk].abs()
-    assert_all_close(run(inputs, gate_temperature=16), exact(inputs, gate_temperature=16), 1e-5)
-
-
-def test_the_most_extreme_logits(device):
-    inputs = inputs_on(device, 1, 40, 1, 5, 12)
-    largest = torch.finfo(torch.float32).max
-    inputs[3:] = [torch.full_like(inputs[3], -largest), torch.full_like(inputs[4], largest)]
-    assert_all_close(run(inputs, gate_temperature=0.5), exact(inputs, gate_temperature=0.5), 1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_logits_of_gates_in_low_precision(device, dtype):
-    inputs = inputs_on(device, 1, 70, 1, 8, 16, dtype=dtype)
-    inputs[3:] = [(3 * torch.randn(x.shape)).to(x) for x in inputs[3:]]
-    actual = run(inputs, gate_temperature=16)
-    assert [x.dtype for x in actual] == [dtype, *(x.dtype for x in inputs)]
-    assert_all_close(actual, exact(inputs, gate_temperature=16), 1e-2 if dtype == torch.bfloat16 else 1e-3)
-
-
-@pytest.mark.parametrize("kind", ["packed", "padded"])
-@pytest.mark.parametrize("impl", IMPLS)
-def test_logits_of_gates_of_restricted_tokens(device, chunk, impl, kind):
-    L = 2 * chunk
-    inputs = inputs_on(device, 1, L, 1, 5, 12)
-    inputs[3:] = [5 * torch.randn_like(x) for x in inputs[3:]]
-    options = dict(cu_seqlens=torch.tensor([0, 3, chunk + 2, L], device=device))
-    if kind == "padded":
-        options = dict(valid_sizes=torch.tensor([[chunk - 3, 1]], device=device), width=2)
-    expected = run([x.double() for x in inputs[:3]] + log_gates(inputs), "naive", **options)
-    slopes = [x.double().neg().sigmoid().cpu() / 16 for x in inputs[3:]]
-    expected = *expected[:4], *(grad * slope for grad, slope in zip(expected[4:], slopes))
-    assert_all_close(run(inputs, impl, gate_temperature=16, **options), expected, 1e-5)
-
-
-def log_gates(inputs: list[Tensor]) -> list[Tensor]:
-    return [F.logsigmoid(x.double()) / 16 for x in inputs[3:]]
-
-
 def test_gates_of_different_types(device):
     inputs = inputs_on(device, 1, 20, 1, 5, 12)
     inputs[4] = inputs[4].bfloat16()
@@ -364,12 +320,6 @@ def test_gates_of_different_types(device):
     assert actual[5].dtype == torch.bfloat16
     for name, a, e in zip(OUTPUTS[:5], actual, exact(inputs)):
         assert relative_error(a, e) < 1e-5, name
-
-
-@pytest.mark.parametrize("temperature", [0, -1.0, float("nan")])
-def test_a_temperature_that_is_not_positive_is_refused(temperature):
-    with pytest.raises(ValueError, match="gate_temperature must be positive"):
-        bidirectional_gla(*make_inputs(1, 4, 1, 2, 3), gate_temperature=temperature)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -555,18 +505,15 @@ def op_arguments(device: str, L: int, restricted: bool = False, **kwargs: Any) -
     """Arguments of torch.ops.vig.bidirectional_gla; restricted: packed and padded."""
     segments = torch.arange(L, dtype=torch.int32, device=device) // 5 if restricted else None
     sizes = torch.tensor([[2, 4]], device=device) if restricted else None
-    return *inputs_on(device, 1, L, 1, 4, 6, **kwargs), segments, sizes, 6, 0.5, None, True
+    return *inputs_on(device, 1, L, 1, 4, 6, **kwargs), segments, sizes, 6, 0.5, True
 
 
-@pytest.mark.parametrize("temperature", [None, 16.0], ids=["log-gates", "logits"])
 @pytest.mark.parametrize("restricted", [False, True], ids=["plain", "restricted"])
-def test_opcheck(device, chunk, restricted, temperature):
-    *inputs, segments, sizes, width, scale, _, keep = op_arguments(device, 12 if restricted else chunk + 2, restricted)
-    options = segments, sizes, width, scale, temperature
+def test_opcheck(device, chunk, restricted):
+    *inputs, segments, sizes, width, scale, keep = op_arguments(device, 12 if restricted else chunk + 2, restricted)
+    options = segments, sizes, width, scale
     torch.library.opcheck(torch.ops.vig.bidirectional_gla, (*leaves_of(inputs), *options, keep))
-    out, states, activated = torch.ops.vig.bidirectional_gla(*inputs, *options, keep)
-    if temperature is not None:
-        inputs[3:] = activated.unbind()
+    out, states = torch.ops.vig.bidirectional_gla(*inputs, *options, keep)
     torch.library.opcheck(torch.ops.vig.bidirectional_gla_backward, (*inputs, states, torch.ones_like(out), *options))
 
 
@@ -583,12 +530,10 @@ def compiler(device: str) -> str:
     return "aot_eager" if device == "cpu" else "inductor"
 
 
-@pytest.mark.parametrize("kind", ["plain", "packed", "padded", "logits"])
+@pytest.mark.parametrize("kind", ["plain", "packed", "padded"])
 def test_compiled_gives_the_same(device, chunk, compiler, kind):
     inputs = inputs_on(device, 1, 12, 1, 4, 6)
     options: dict[str, Any] = {}
-    if kind == "logits":
-        options["gate_temperature"] = 16
     if kind == "packed":
         options["cu_seqlens"] = torch.tensor([0, 5, 12], device=device)
     if kind == "padded":

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from vig_kernels import depthwise_conv3x3
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -34,13 +35,20 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class DepthwiseConv3x3(nn.Conv2d):
-    """3x3 depthwise convolution with zero padding and no bias on tokens [B, H, W, C], read where they lie."""
+    """3x3 depthwise convolution with zero padding and no bias on tokens [B, H, W, C], read where they lie.
 
-    def __init__(self, dim: int) -> None:
+    Args:
+        activation: SiLU at the end.
+        impl: see :func:`vig_kernels.depthwise_conv3x3`.
+    """
+
+    def __init__(self, dim: int, activation: bool = False, impl: str = "auto") -> None:
         super().__init__(dim, dim, 3, padding=1, groups=dim, bias=False)
+        self.activation = activation
+        self.impl = impl
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return depthwise_conv3x3(x, self.weight, self.activation, self.impl)
 
 
 class DropPath(nn.Module):

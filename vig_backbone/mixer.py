@@ -4,8 +4,10 @@ Paper: "ViG: Linear-complexity Visual Sequence Learning with Gated Linear Attent
 Parameter names are those of the official implementation, so that its checkpoints load.
 """
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from vig_kernels import bidirectional_gla, locality_injection
+from vig_kernels import bidirectional_gla, locality_injection, log_gates
 
 from .layers import DepthwiseConv3x3, RMSNorm
 
@@ -21,7 +23,8 @@ class GLAMixer(nn.Module):
         num_heads: heads h; K = C / 2h channels per key, V = C / h per value.
         activation: SiLU after the depthwise convolution and before the output projection (ViG-T only).
         gla_impl: implementation of the scan, see :func:`vig_kernels.bidirectional_gla`; with one in PyTorch, what
-            follows the scan (:func:`vig_kernels.locality_injection`) is in PyTorch, too.
+            surrounds the scan (convolution, :func:`vig_kernels.log_gates`, :func:`vig_kernels.locality_injection`)
+            is, too.
     """
 
     def __init__(self, dim: int, num_heads: int, activation: bool = False, gla_impl: str = "auto") -> None:
@@ -31,7 +34,7 @@ class GLAMixer(nn.Module):
         self.num_heads = num_heads
         self.gla_impl = gla_impl
         self.activation = activation
-        self.in_proj = nn.Sequential(DepthwiseConv3x3(dim), nn.SiLU() if activation else nn.Identity())
+        self.in_proj = nn.Sequential(DepthwiseConv3x3(dim, activation, self._impl_around_the_scan()))
         self.qkv_proj = nn.Linear(dim, 2 * dim, bias=False)
         self.gk_proj = nn.Sequential(nn.Linear(dim, GATE_RANK, bias=False), nn.Linear(GATE_RANK, dim))
         self.g_proj = nn.Linear(dim, dim)
@@ -39,29 +42,48 @@ class GLAMixer(nn.Module):
         self.g_norm = RMSNorm(dim // num_heads)
         self.l_norm = RMSNorm(dim // num_heads)
 
+    def _impl_around_the_scan(self) -> str:
+        return self.gla_impl if self.gla_impl in ("auto", "triton") else "naive"
+
     def forward(self, x: Tensor) -> Tensor:
         B, H, W, C = x.shape
-        h = self.num_heads
+        h, impl = self.num_heads, self._impl_around_the_scan()
         u = self.in_proj(x).flatten(1, 2)  # [B, L, C]
-        q, k, v = self.qkv_proj(u).split((C // 2, C // 2, C), dim=-1)
-        gate_fwd, gate_bwd = self.gk_proj(u).unflatten(-1, (2, h, -1)).unbind(2)  # logits
+        q, k, v, code, logits = self._project(u)
+        to_gates = self.gk_proj[1]
+        if type(to_gates) is not nn.Linear:
+            raise TypeError(
+                f"gk_proj[1] is a {type(to_gates).__name__}, but the gates are made from its weight and bias without "
+                "calling it: leave it an nn.Linear (exclude gk_proj.1 from adapters and from quantisation)"
+            )
+        log_gate_fwd, log_gate_bwd = log_gates(code, to_gates.weight, to_gates.bias, h, GATE_TEMPERATURE, impl=impl)
         o = bidirectional_gla(
             q.unflatten(-1, (h, -1)),  # [B, L, h, K]
             k.unflatten(-1, (h, -1)),
             v.unflatten(-1, (h, -1)),  # [B, L, h, V]
-            gate_fwd,
-            gate_bwd,
+            log_gate_fwd,
+            log_gate_bwd,
             impl=self.gla_impl,
-            gate_temperature=GATE_TEMPERATURE,
         )
         y = locality_injection(
             o,
             u.unflatten(-1, (h, -1)),
-            self.g_proj(u).unflatten(-1, (h, -1)),
+            logits.unflatten(-1, (h, -1)),
             self.g_norm.weight,
             self.l_norm.weight,
             self.g_norm.eps,
             self.activation,
-            impl=self.gla_impl if self.gla_impl in ("auto", "triton") else "naive",
+            impl=impl,
         )
         return self.o_proj(y.flatten(-2)).view(B, H, W, C)
+
+    def _project(self, u: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys, values, the code of the gates and the logits of the injection, from one product."""
+        C = u.shape[-1]
+        projections = self.qkv_proj, self.gk_proj[0], self.g_proj
+        if all(type(x) is nn.Linear for x in projections):
+            weight = torch.cat([x.weight for x in projections])
+            out = F.linear(u, weight, F.pad(self.g_proj.bias, (len(weight) - C, 0)))
+        else:  # somebody has put adapters around them, or quantised them
+            out = torch.cat([x(u) for x in projections], dim=-1)
+        return out.split((C // 2, C // 2, C, GATE_RANK, C), dim=-1)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..arguments import HAS_TRITON, check_types_and_devices, named_implementation, triton_runs_on
@@ -39,7 +38,6 @@ def bidirectional_gla(
     cu_seqlens: Tensor | None = None,
     valid_sizes: Tensor | None = None,
     width: int | None = None,
-    gate_temperature: float | None = None,
 ) -> Tensor:
     """Bidirectional gated linear attention over a token sequence (ViG, arXiv 2405.18425, equations of section 3).
 
@@ -50,8 +48,8 @@ def bidirectional_gla(
     Args:
         q, k: queries and keys, ``[B, L, h, K]``; any strides, float16, bfloat16, float32 or float64.
         v: values, ``[B, L, h, V]``, the type of `q`.
-        log_gate_fwd, log_gate_bwd: natural logarithms of the gates, at most 0, ``[B, L, h, K]``; finite, however
-            strong. Their type may be wider than that of `q`.
+        log_gate_fwd, log_gate_bwd: natural logarithms of the gates (:func:`log_gates`), at most 0,
+            ``[B, L, h, K]``; finite, however strong. Their type may be wider than that of `q`.
         scale: factor on the queries; ``K ** -0.5`` if None.
         impl: ``'naive'`` (the definition), ``'chunk'`` (PyTorch, any device, linear in L), ``'triton'`` (fused
             kernels for NVIDIA GPUs) or ``'auto'``: the Triton form where it runs (a GPU of compute capability 8.0 or
@@ -64,29 +62,22 @@ def bidirectional_gla(
             states nor decays them, and its output is 0: an image's result does not depend on its padding.
             ``[B, 2]``, integers on the device of `q`.
         width: tokens in a row of the grid; needed with `valid_sizes` only.
-        gate_temperature: the two gate tensors are logits of the gates, of any sign, and the log-gates are
-            ``logsigmoid(logits) / gate_temperature`` (16 in ViG), in float32. The Triton form computes them on the way
-            (for bfloat16 q, k and v rounded to bfloat16) and keeps them instead of the logits.
 
     Returns:
         ``[B, L, h, V]`` in the type of `v`. Gradients exist for all five tensors.
 
     Raises:
-        ValueError: for an unknown `impl`, shapes that do not fit each other, or a temperature that is not positive.
+        ValueError: for an unknown `impl`, or shapes that do not fit each other.
         TypeError: for tensors that are not floating point, or types that an implementation cannot mix.
     """
     _check_arguments(q, k, v, log_gate_fwd, log_gate_bwd)
     segments = _segments(cu_seqlens, q)
     _check_valid_sizes(valid_sizes, width, q)
-    if gate_temperature is not None and not gate_temperature > 0:
-        raise ValueError(f"gate_temperature must be positive, or None for log-gates, got {gate_temperature}")
     if scale is None:
         scale = q.shape[-1] ** -0.5
     function = select_implementation(impl, q, k, v)
     if function is _triton_bidirectional_gla:
-        return function(q, k, v, log_gate_fwd, log_gate_bwd, scale, segments, valid_sizes, width or 1, gate_temperature)
-    if gate_temperature is not None:
-        log_gate_fwd, log_gate_bwd = (_activate(x, gate_temperature) for x in (log_gate_fwd, log_gate_bwd))
+        return function(q, k, v, log_gate_fwd, log_gate_bwd, scale, segments, valid_sizes, width or 1)
     if segments is not None:
         log_gate_fwd, log_gate_bwd = _close_borders(log_gate_fwd, log_gate_bwd, segments)
     if valid_sizes is None:
@@ -145,11 +136,6 @@ def _check_valid_sizes(valid_sizes: Tensor | None, width: int | None, q: Tensor)
         raise ValueError(f"valid_sizes is on {valid_sizes.device}, q on {q.device}: move them to one device")
     if width is None or width < 1 or L % width:
         raise ValueError(f"valid_sizes needs the width of the grid, a divisor of L = {L}, got width={width}")
-
-
-def _activate(logits: Tensor, temperature: float) -> Tensor:
-    """Log-gates, in float32 or wider."""
-    return F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))) / temperature
 
 
 def _close_borders(log_gate_fwd: Tensor, log_gate_bwd: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,14 @@
-"""What one call of the Triton form launches, and with how many programs."""
+"""What one call of the Triton form allocates and launches, and with how many programs."""
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from triton.runtime import JITFunction
 
 from ..launch import ceil_div, multiprocessors, power_of_2_from, shared_memory, strides
+from ..plans import Plan
 from . import triton_kernels as kernels
 
 # Tokens of a chunk, a multiple of 16. With 64, Triton would use Hopper's asynchronous matrix instructions (wgmma), and
@@ -87,20 +87,6 @@ class States:
     G: int
     adjoint: bool
 
-    def complete(self) -> Tensor:
-        """The states, nothing missing."""
-        if self.carries is not None:
-            *heads, N, K, V = self.states.shape
-            M = self.carries.shape[3]
-            BV = power_of_2_from(V)
-            BK = 4 * max(256 // BV, 1)
-            kernels.add_carries[(math.prod(heads) * (M - 1), ceil_div(K, BK))](
-                self.states, self.decays, self.carries, N, self.G, M, K=K, V=V, BK=BK, BV=BV,
-                ADJOINT=self.adjoint, STAGES=AHEAD + 1, num_warps=4,
-            )  # fmt: skip
-            self.carries = None
-        return self.states
-
 
 class Launches:
     """The kernels of one call, forward or backward.
@@ -111,15 +97,15 @@ class Launches:
     """
 
     def __init__(
-        self, q: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor, segments: Tensor | None, sizes: Tensor | None,
-        width: int, scale: float, gate_dtype: torch.dtype | None = None,
+        self, plan: Plan, q: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor,
+        segments: Tensor | None, sizes: Tensor | None, width: int, scale: float,
     ):  # fmt: skip
-        """gate_dtype: of the log-gates, where the gates are logits."""
+        self.plan = plan
         self.B, self.L, self.h, self.K = q.shape
         self.V = v.shape[-1]
         self.N = num_chunks(self.L)
         self.device = q.device
-        self.types = q.dtype, gate_dtype or gate_f.dtype
+        self.types = q.dtype, gate_f.dtype
         self.one_tile = is_one_tile(self.K, self.V, *self.types, q.device)
         self.gates = gate_f, gate_b
         self.restrictions = segments, sizes
@@ -131,13 +117,8 @@ class Launches:
             **_terms(*self.types),
         )  # fmt: skip
 
-    def enter_states(
-        self, x: Tensor, y: Tensor, adjoint: bool, temperature: float | None = None, activated: Tensor | None = None
-    ) -> States:
-        """From keys and values; adjoint: from queries and the gradient of the output.
-
-        With a temperature, the gates are logits. Log-gates are written to `activated`, and are the gates from then on.
-        """
+    def enter_states(self, x: Tensor, y: Tensor, adjoint: bool) -> States:
+        """From keys and values; adjoint: from queries and the gradient of the output."""
         B, L, h, K, V, N = self.B, self.L, self.h, self.K, self.V, self.N
         BK, BV = _block(K, 128 if self.one_tile else 64), _block(V, 64)
         tiles = ceil_div(K, BK) * ceil_div(V, BV)
@@ -147,32 +128,48 @@ class Launches:
         if 2 * B * h * 2 * tiles < WARPS // num_warps * multiprocessors(self.device):
             G = ceil_div(N, _share(N, B * h, self._in_flight(backward=False)[1]))
         M = ceil_div(N, G)
-        states = x.new_empty(B, h, 2, N, K, V, dtype=state_dtype(x.dtype))
-        decays = x.new_empty(B, h, 2, N, K, dtype=torch.float32)
-        totals = x.new_empty(B, h, 2, M, K, V, dtype=torch.float32)
-        total_decays = x.new_empty(B, h, 2, M, K, dtype=torch.float32)
-        steep = x.new_empty(2, B, N, h, dtype=torch.int8)
-        kernels.chunk_states[(B * h * 2 * M, tiles)](
-            x, y, *self.gates, activated, states, decays, totals, total_decays, steep, *self.restrictions,
-            L, N, h, self.width, G, M, temperature or 1.0, *strides(x, y, *self.gates), **self.options,
-            BK=BK, BV=BV, ADJOINT=adjoint, RAW=temperature is not None, MILD=self.one_tile,
+        plan = self.plan
+        states = plan.empty(B, h, 2, N, K, V, dtype=state_dtype(x.dtype))
+        decays = plan.empty(B, h, 2, N, K, dtype=torch.float32)
+        totals = plan.empty(B, h, 2, M, K, V, dtype=torch.float32)
+        total_decays = plan.empty(B, h, 2, M, K, dtype=torch.float32)
+        steep = plan.empty(2, B, N, h, dtype=torch.int8)
+        plan.launch(
+            kernels.chunk_states, (B * h * 2 * M, tiles),
+            x, y, *self.gates, states, decays, totals, total_decays, steep, *self.restrictions,
+            L, N, h, self.width, G, M, *strides(x, y, *self.gates), **self.options,
+            BK=BK, BV=BV, ADJOINT=adjoint, MILD=self.one_tile,
             STAGES=AHEAD + 1, num_warps=num_warps,
         )  # fmt: skip
-        if temperature is not None:
-            self.gates = activated.unbind()
         carries = None
         if M > 1:
-            carries = torch.empty_like(totals)
+            carries = plan.empty(*totals.shape, dtype=torch.float32)
             BV = power_of_2_from(V)
             BK = max(256 // BV, 1)
-            kernels.scan_totals[(B * h * 2, ceil_div(K, BK))](
+            plan.launch(
+                kernels.scan_totals, (B * h * 2, ceil_div(K, BK)),
                 totals, total_decays, carries, M, K=K, V=V, BK=BK, BV=BV,
                 ADJOINT=adjoint, STEPS=4, STAGES=AHEAD + 1, num_warps=1,
             )  # fmt: skip
         entering = States(states, decays, carries, steep, G, adjoint)
         if not self.one_tile:  # `outputs`, which would take the carries itself, does not run
-            entering.complete()
+            self.complete(entering)
         return entering
+
+    def complete(self, entering: States) -> Tensor:
+        """The states, nothing missing."""
+        if entering.carries is not None:
+            M = entering.carries.shape[3]
+            BV = power_of_2_from(self.V)
+            BK = 4 * max(256 // BV, 1)
+            self.plan.launch(
+                kernels.add_carries, (self.B * self.h * 2 * (M - 1), ceil_div(self.K, BK)),
+                entering.states, entering.decays, entering.carries, self.N, entering.G, M,
+                K=self.K, V=self.V, BK=BK, BV=BV, ADJOINT=entering.adjoint,
+                STAGES=AHEAD + 1, num_warps=4,
+            )  # fmt: skip
+            entering.carries = None
+        return entering.states
 
     def outputs(self, x: tuple[Tensor, ...], states: States, out: Tensor) -> None:
         """Of queries, keys and values; or the gradient of v, from keys, queries and the gradient of the output."""
@@ -192,7 +189,7 @@ class Launches:
         self._steep(kernels.steep_gradients, steep, x, rest, **more)
 
     def _mild(
-        self, kernel: Callable[..., Any], x: tuple[Tensor, ...], rest: tuple[Tensor | None, ...],
+        self, kernel: JITFunction, x: tuple[Tensor, ...], rest: tuple[Tensor | None, ...],
         strided: tuple[Tensor, ...] = (), numbers: tuple[float, ...] = (), G: int | None = None, **constants: Any,
     ) -> None:  # fmt: skip
         """G: the chunks of a program; as many as keep all programs busy if None."""
@@ -201,7 +198,8 @@ class Launches:
         ahead, programs = self._in_flight(backward=kernel is kernels.gradients)
         heads = self.B * self.h
         G = G or ceil_div(self.N, _share(self.N, heads, programs))
-        kernel[(heads * ceil_div(self.N, G),)](
+        self.plan.launch(
+            kernel, (heads * ceil_div(self.N, G),),
             *x, *self.gates, *rest, *self.restrictions,
             self.L, self.N, self.h, self.width, self.scale, self.B, G, *numbers, *strides(*x, *self.gates, *strided),
             **self.options, **constants, BK=_block(self.K, 128), BV=_block(self.V, 128),
@@ -209,12 +207,13 @@ class Launches:
         )  # fmt: skip
 
     def _steep(
-        self, kernel: Callable[..., Any], steep: Tensor, x: tuple[Tensor, ...], rest: tuple[Tensor | None, ...],
+        self, kernel: JITFunction, steep: Tensor, x: tuple[Tensor, ...], rest: tuple[Tensor | None, ...],
         strided: tuple[Tensor, ...] = (), numbers: tuple[float, ...] = (), **constants: Any,
     ) -> None:  # fmt: skip
         total = self.B * self.N * self.h
         programs = min(total, STEEP_PROGRAMS * multiprocessors(self.device)) if self.one_tile else total
-        kernel[(programs,)](
+        self.plan.launch(
+            kernel, (programs,),
             *x, *self.gates, *rest, *self.restrictions,
             self.L, self.N, self.h, self.width, self.scale, total, *numbers, *strides(*x, *self.gates, *strided), steep,
             **self.options, **constants, BK=_block(self.K, 32), BV=_block(self.V, 64), ALL=not self.one_tile,

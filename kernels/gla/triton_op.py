@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.utils.flop_counter import register_flop_formula
 
-from ..launch import on_device, register_autocast, require_gpu, with_unit_stride
+from ..launch import register_autocast, require_gpu, with_unit_stride
+from ..plans import Plan, call
 from . import triton_launches
 from .triton_launches import Launches, num_chunks, state_dtype
 
@@ -27,7 +28,6 @@ def triton_bidirectional_gla(
     segments: Tensor | None = None,
     valid_sizes: Tensor | None = None,
     width: int = 1,
-    temperature: float | None = None,
 ) -> Tensor:
     """Linear in L in time and memory; float32 states and gates, whatever the type of q, k, v.
 
@@ -38,7 +38,6 @@ def triton_bidirectional_gla(
         segments: ``[L]``, int32, a number per packed sequence, for B = 1; tokens of different sequences do not meet.
         valid_sizes: ``[B, 2]``, integers, rows and columns of each image that are not padding.
         width: tokens in a row of the grid, for `valid_sizes`.
-        temperature: the log-gates are ``logsigmoid(.) / temperature`` of those given.
 
     Raises:
         TypeError: if q, k and v differ in type, or have a type that Triton does not multiply (float64).
@@ -52,15 +51,14 @@ def triton_bidirectional_gla(
         log_gate_fwd, log_gate_bwd = log_gate_fwd.to(dtype), log_gate_bwd.to(dtype)
     gates = log_gate_fwd, log_gate_bwd
     differentiable = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *gates))
-    keep_states = differentiable and _are_small_states(q, v, log_gate_fwd, temperature)
-    return _forward(q, k, v, *gates, segments, valid_sizes, width, scale, temperature, keep_states)[0]
+    keep_states = differentiable and _are_small_states(q, v, log_gate_fwd)
+    return _forward(q, k, v, *gates, segments, valid_sizes, width, scale, keep_states)[0]
 
 
-def _are_small_states(q: Tensor, v: Tensor, gate: Tensor, temperature: float | None) -> bool:
+def _are_small_states(q: Tensor, v: Tensor, gate: Tensor) -> bool:
     """Whether they are worth keeping for the backward pass: no larger than the inputs, else they are computed again."""
     K, V = q.shape[-1], v.shape[-1]
-    gate_dtype = gate.dtype if temperature is None else _activated_dtype(q.dtype)
-    inputs = (2 * K + V) * q.dtype.itemsize + 2 * K * gate_dtype.itemsize  # bytes of a token: L may be symbolic
+    inputs = (2 * K + V) * q.dtype.itemsize + 2 * K * gate.dtype.itemsize  # bytes of a token: L may be symbolic
     return 2 * K * V * state_dtype(q.dtype).itemsize / triton_launches.CHUNK <= inputs
 
 
@@ -71,56 +69,52 @@ def _are_small_states(q: Tensor, v: Tensor, gate: Tensor, temperature: float | N
 @torch.library.custom_op("vig::bidirectional_gla", mutates_args=())
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_gate_fwd: Tensor, log_gate_bwd: Tensor,
-    segments: Tensor | None, valid_sizes: Tensor | None, width: int, scale: float, temperature: float | None,
-    keep_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    segments: Tensor | None, valid_sizes: Tensor | None, width: int, scale: float, keep_states: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     q, k, v, gate_f, gate_b = with_unit_stride(q, k, v, log_gate_fwd, log_gate_bwd)
     _check_types(q, k, v)
-    out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
-    activated = _empty_gates(q, temperature)
-    gate_dtype = None if temperature is None else activated.dtype
-    with on_device(q):
-        launches = Launches(q, v, gate_f, gate_b, segments, valid_sizes, width, scale, gate_dtype)
-        states = launches.enter_states(k, v, False, temperature, activated if activated.numel() else None)
-        kept = states.complete() if keep_states else q.new_empty(0, dtype=state_dtype(q.dtype))
-        launches.outputs((q, k, v), states, out)
-        launches.steep_outputs((q, k, v), states, out)
-    return out, kept, activated
+    inputs = q, k, v, gate_f, gate_b, segments, valid_sizes
+    out, *states = call(_record_forward, inputs, width, scale, keep_states)
+    return out, states[0] if keep_states else q.new_empty(0, dtype=state_dtype(q.dtype))
 
 
-def _empty_gates(q: Tensor, temperature: float | None) -> Tensor:
-    """For the log-gates of both directions, [2, B, L, h, K], where the operator gets their logits; else of size 0.
-
-    Not in float16, which does not hold those that are nearly 0.
-    """
-    return q.new_empty((0,) if temperature is None else (2, *q.shape), dtype=_activated_dtype(q.dtype))
-
-
-def _activated_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype == torch.float16 else dtype
+def _record_forward(
+    plan: Plan, q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor,
+    segments: Tensor | None, valid_sizes: Tensor | None, width: int, scale: float, keep_states: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    launches = Launches(plan, q, v, gate_f, gate_b, segments, valid_sizes, width, scale)
+    out = plan.empty(*v.shape, dtype=v.dtype)
+    states = launches.enter_states(k, v, adjoint=False)
+    kept = (launches.complete(states),) if keep_states else ()
+    launches.outputs((q, k, v), states, out)
+    launches.steep_outputs((q, k, v), states, out)
+    return out, *kept
 
 
 @torch.library.custom_op("vig::bidirectional_gla_backward", mutates_args=())
 def _backward(
     q: Tensor, k: Tensor, v: Tensor, log_gate_fwd: Tensor, log_gate_bwd: Tensor, states: Tensor | None,
     grad_out: Tensor, segments: Tensor | None, valid_sizes: Tensor | None, width: int, scale: float,
-    temperature: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     q, k, v, gate_f, gate_b, do = with_unit_stride(q, k, v, log_gate_fwd, log_gate_bwd, grad_out)
-    dq, dk, dv, dgate_f, dgate_b = (
-        torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, gate_f, gate_b)
-    )
-    with on_device(q):
-        launches = Launches(q, v, gate_f, gate_b, segments, valid_sizes, width, scale)
-        if states is None:
-            states = launches.enter_states(k, v, adjoint=False).complete()
-        dstates = launches.enter_states(q, do, adjoint=True)
-        rest = states, do, dstates.complete()
-        launches.outputs((k, q, do), dstates, dv)
-        more = dict(strided=(do,), numbers=(temperature or 1.0,), RAW=temperature is not None)
-        launches.gradients((q, k, v), (*rest, dq, dk, dgate_f, dgate_b), **more)
-        grads = dq, dk, dv, dgate_f, dgate_b
-        launches.steep_gradients(dstates.steep, (q, k, v), (*rest, *grads), **more)
+    inputs = q, k, v, gate_f, gate_b, states, do, segments, valid_sizes
+    return tuple(call(_record_backward, inputs, width, scale))
+
+
+def _record_backward(
+    plan: Plan, q: Tensor, k: Tensor, v: Tensor, gate_f: Tensor, gate_b: Tensor, states: Tensor | None, do: Tensor,
+    segments: Tensor | None, valid_sizes: Tensor | None, width: int, scale: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    launches = Launches(plan, q, v, gate_f, gate_b, segments, valid_sizes, width, scale)
+    if states is None:
+        states = launches.complete(launches.enter_states(k, v, adjoint=False))
+    dstates = launches.enter_states(q, do, adjoint=True)
+    rest = states, do, launches.complete(dstates)
+    dq, dk, dv, dgate_f, dgate_b = (plan.empty(*x.shape, dtype=x.dtype) for x in (q, k, v, gate_f, gate_b))
+    launches.outputs((k, q, do), dstates, dv)
+    launches.gradients((q, k, v), (*rest, dq, dk, dgate_f, dgate_b), strided=(do,))
+    grads = dq, dk, dv, dgate_f, dgate_b
+    launches.steep_gradients(dstates.steep, (q, k, v), (*rest, *grads), strided=(do,))
     return grads
 
 
@@ -130,39 +124,36 @@ def _check_types(q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 @_forward.register_fake
-def _(q, k, v, log_gate_fwd, log_gate_bwd, segments, valid_sizes, width, scale, temperature, keep_states):
+def _(q, k, v, log_gate_fwd, log_gate_bwd, segments, valid_sizes, width, scale, keep_states):
     B, L, h, K = q.shape
     shape = (B, h, 2, num_chunks(L), K, v.shape[-1]) if keep_states else (0,)
     states = q.new_empty(shape, dtype=state_dtype(q.dtype))
-    return torch.empty(v.shape, dtype=v.dtype, device=v.device), states, _empty_gates(q, temperature)
+    return torch.empty(v.shape, dtype=v.dtype, device=v.device), states
 
 
 @_backward.register_fake
-def _(q, k, v, log_gate_fwd, log_gate_bwd, states, grad_out, segments, valid_sizes, width, scale, temperature):
+def _(q, k, v, log_gate_fwd, log_gate_bwd, states, grad_out, segments, valid_sizes, width, scale):
     return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, log_gate_fwd, log_gate_bwd))
 
 
-def _setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    q, k, v, gate_f, gate_b, segments, valid_sizes, ctx.width, ctx.scale, ctx.temperature, keep_states = inputs
-    _, states, activated = output
-    ctx.set_materialize_grads(False)  # states and gates have no gradient: no need for zeros of their size
-    ctx.mark_non_differentiable(states, activated)
+def _setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, gate_f, gate_b, segments, valid_sizes, ctx.width, ctx.scale, keep_states = inputs
+    states = output[1]
+    ctx.set_materialize_grads(False)  # states have no gradient: no need for zeros of their size
+    ctx.mark_non_differentiable(states)
     ctx.gate_dtypes = gate_f.dtype, gate_b.dtype
-    gates = (gate_f, gate_b) if ctx.temperature is None else (activated, None)
-    ctx.save_for_backward(q, k, v, *gates, states if keep_states else None, segments, valid_sizes)
+    ctx.save_for_backward(q, k, v, gate_f, gate_b, states if keep_states else None, segments, valid_sizes)
 
 
 def _autograd(ctx: FunctionCtx, grad_out: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_out is None:
-        return (None,) * 11
+        return (None,) * 10
     q, k, v, gate_f, gate_b, states, segments, valid_sizes = ctx.saved_tensors
-    if ctx.temperature is not None:
-        gate_f, gate_b = gate_f.unbind()
     *grads, dgate_f, dgate_b = _backward(
-        q, k, v, gate_f, gate_b, states, grad_out, segments, valid_sizes, ctx.width, ctx.scale, ctx.temperature
+        q, k, v, gate_f, gate_b, states, grad_out, segments, valid_sizes, ctx.width, ctx.scale
     )
     dgates = (grad.to(dtype) for grad, dtype in zip((dgate_f, dgate_b), ctx.gate_dtypes))
-    return *grads, *dgates, None, None, None, None, None, None
+    return *grads, *dgates, None, None, None, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

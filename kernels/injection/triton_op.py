@@ -6,15 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from ..launch import (
-    ceil_div,
-    multiprocessors,
-    on_device,
-    power_of_2_from,
-    require_gpu,
-    strides,
-    with_unit_stride,
-)
+from ..launch import ceil_div, multiprocessors, power_of_2_from, require_gpu, strides, with_unit_stride
+from ..plans import Plan, call
 from . import triton_kernels as kernels
 
 # Numbers of each input that a program takes at once.
@@ -56,16 +49,23 @@ def _forward(
     scan: Tensor, local: Tensor, gate_logits: Tensor, scan_weight: Tensor, local_weight: Tensor,
     eps: float, activation: bool,
 ) -> Tensor:  # fmt: skip
-    scan, local, gate_logits = with_unit_stride(scan, local, gate_logits)
+    inputs = *with_unit_stride(scan, local, gate_logits), scan_weight.contiguous(), local_weight.contiguous()
+    return call(_record_forward, inputs, eps, activation)[0]
+
+
+def _record_forward(
+    plan: Plan, scan: Tensor, local: Tensor, gate_logits: Tensor, scan_weight: Tensor, local_weight: Tensor,
+    eps: float, activation: bool,
+) -> tuple[Tensor]:  # fmt: skip
     B, L, h, V = scan.shape
-    out = torch.empty(scan.shape, dtype=scan.dtype, device=scan.device)
+    out = plan.empty(*scan.shape, dtype=scan.dtype)
     blocks = _blocks(V)
-    with on_device(scan):
-        kernels.forward[(ceil_div(B * L * h, blocks["ROWS"]),)](
-            scan, local, gate_logits, scan_weight.contiguous(), local_weight.contiguous(), out, L, h, B * L * h, eps,
-            *strides(scan, local, gate_logits), **blocks, ACTIVATION=activation, num_warps=4,
-        )  # fmt: skip
-    return out
+    plan.launch(
+        kernels.forward, (ceil_div(B * L * h, blocks["ROWS"]),),
+        scan, local, gate_logits, scan_weight, local_weight, out, L, h, B * L * h, eps,
+        *strides(scan, local, gate_logits), **blocks, ACTIVATION=activation, num_warps=4,
+    )  # fmt: skip
+    return (out,)
 
 
 @torch.library.custom_op("vig::locality_injection_backward", mutates_args=())
@@ -73,18 +73,28 @@ def _backward(
     scan: Tensor, local: Tensor, gate_logits: Tensor, scan_weight: Tensor, local_weight: Tensor, grad_out: Tensor,
     eps: float, activation: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    inputs = with_unit_stride(scan, local, gate_logits, grad_out)
+    scan, local, gate_logits, grad_out = with_unit_stride(scan, local, gate_logits, grad_out)
+    inputs = scan, local, gate_logits, scan_weight.contiguous(), local_weight.contiguous(), grad_out
+    *grads, dweights = call(_record_backward, inputs, eps, activation)
+    return *grads, dweights[:, 0].sum(0).to(scan_weight.dtype), dweights[:, 1].sum(0).to(local_weight.dtype)
+
+
+def _record_backward(
+    plan: Plan, scan: Tensor, local: Tensor, gate_logits: Tensor, scan_weight: Tensor, local_weight: Tensor,
+    grad_out: Tensor, eps: float, activation: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
     B, L, h, V = scan.shape
     blocks = _blocks(V)
-    grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (scan, local, gate_logits)]
+    grads = [plan.empty(*x.shape, dtype=x.dtype) for x in (scan, local, gate_logits)]
     programs = min(ceil_div(B * L * h, blocks["ROWS"]), PROGRAMS * multiprocessors(scan.device))
-    dweights = torch.empty(programs, 2, V, dtype=torch.float32, device=scan.device)
-    with on_device(scan):
-        kernels.backward[(programs,)](
-            *inputs[:3], scan_weight.contiguous(), local_weight.contiguous(), inputs[3], *grads, dweights,
-            L, h, B * L * h, eps, *strides(*inputs), **blocks, ACTIVATION=activation, num_warps=4,
-        )  # fmt: skip
-    return *grads, dweights[:, 0].sum(0).to(scan_weight.dtype), dweights[:, 1].sum(0).to(local_weight.dtype)
+    dweights = plan.empty(programs, 2, V, dtype=torch.float32)
+    plan.launch(
+        kernels.backward, (programs,),
+        scan, local, gate_logits, scan_weight, local_weight, grad_out, *grads, dweights, L, h, B * L * h, eps,
+        *strides(scan, local, gate_logits, grad_out), **blocks, ACTIVATION=activation, num_warps=4,
+
+    )  # fmt: skip
+    return *grads, dweights
 
 
 @_forward.register_fake

@@ -160,14 +160,6 @@ def log_sigmoid(x):
 
 
 @triton.jit
-def gate_slope(gates, temperature):
-    """The derivative of log_sigmoid(x) / temperature, sigmoid(-x) / temperature, from its value."""
-    y = gates * temperature
-    series = -y * (1 + y * (1 / 2 + y * (1 / 6 + y * (1 / 24))))
-    return tl.where(y > -0.05, series, 1 - tl.exp2(y * LOG2_E)) * (1 / temperature)
-
-
-@triton.jit
 def load_segments(segments, local, first, L, C: tl.constexpr):
     """Sequence numbers of the rows, of the tokens before and after the chunk and of its first and last token."""
     last = tl.minimum(first + C, L) - 1

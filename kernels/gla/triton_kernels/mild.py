@@ -6,7 +6,7 @@ States come multiplied by exp of that half (`chunk_states`), so that the same de
 import triton
 import triton.language as tl
 
-from .common import LOG2_E, at, decaying, dot, gate_slope, is_token, load, load_segments, load_state, narrow, store
+from .common import LOG2_E, at, decaying, dot, is_token, load, load_segments, load_state, narrow, store
 
 
 @triton.jit
@@ -146,16 +146,13 @@ def _crossing(leaving, state, dstate, through, HAS_SEGMENTS: tl.constexpr, TERMS
 @triton.jit(do_not_specialize=["L", "N", "width", "B", "G"])
 def gradients(
     q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dgates_f, dgates_b, segments, sizes,
-    L, N, h, width, scale, B, G, temperature,
+    L, N, h, width, scale, B, G,
     q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h, do_b, do_l, do_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    RAW: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
+    HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
     TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of q, k and both gates in mild chunks; dstates[., d, n] is that of what chunk n adds to direction d.
-
-    RAW: the gates' gradients are those of the logits that `chunk_states` made them from.
-    """
+    """Gradients of q, k and both gates in mild chunks; dstates[., d, n] is that of what chunk n adds to direction d."""
     cols, vcols = tl.arange(0, BK), tl.arange(0, BV)
     head, b = tl.program_id(0) % h, ((tl.program_id(0) // h) % B).to(tl.int64)
     local = tl.arange(0, C)
@@ -215,8 +212,6 @@ def gradients(
             # queries' side of a gate holds the pairs that the gate lies between; the others cancel.
             differences = q_i.to(tl.float32) * dq_d - k_i.to(tl.float32) * dk_d
             dgate = dot(tl.where(pairs_t, 1.0, 0.0), differences, 1, SCORE_TERMS) + crossing[None, :]
-            if RAW:
-                dgate *= gate_slope(gates.to(tl.float32), temperature)
             dgate = tl.where(gate_ok[:, None], dgate * scale, 0.0)
             store((dgates_b if backward else dgates_f) + keys, local, cols, h * K, store_ok, K, dgate)
         store(dq + keys, local, cols, h * K, store_ok, K, dq_i * scale)

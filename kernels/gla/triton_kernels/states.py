@@ -17,7 +17,6 @@ from .common import (
     load_segments,
     load_state,
     load_transposed,
-    log_sigmoid,
     store,
 )
 
@@ -27,11 +26,11 @@ STEEP = tl.constexpr(-1.5)
 
 @triton.jit(do_not_specialize=["L", "N", "width", "G", "M"])
 def chunk_states(
-    x, y, gates_f, gates_b, activated, states, decays, totals, total_decays, steep, segments, sizes,
-    L, N, h, width, G, M, temperature,
+    x, y, gates_f, gates_b, states, decays, totals, total_decays, steep, segments, sizes,
+    L, N, h, width, G, M,
     x_b, x_l, x_h, y_b, y_l, y_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    ADJOINT: tl.constexpr, RAW: tl.constexpr, MILD: tl.constexpr,
+    ADJOINT: tl.constexpr, MILD: tl.constexpr,
     HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
     TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -44,9 +43,6 @@ def chunk_states(
     Where a chunk is mild (in this direction), its state comes multiplied by the square root of the decay across the
     chunk, as `outputs` expects it; where it is steep, steep[d, ., n] is set. decays[., d, n] [K] is the factor of
     what enters the stretch; totals and total_decays are the state and the decay at the stretch's end.
-
-    RAW: gates_f and gates_b are logits; the log-gates log_sigmoid(logit) / temperature are written to
-    activated[d, b, l, h, K], for the kernels that come after.
     """
     tile, vtile = tl.program_id(1) % tl.cdiv(K, BK), tl.program_id(1) // tl.cdiv(K, BK)
     cols, vcols = tile * BK + tl.arange(0, BK), vtile * BV + tl.arange(0, BV)
@@ -55,8 +51,7 @@ def chunk_states(
     head_and_direction = (b * h + head) * 2 + backward.to(tl.int32)
     gates = tl.where(backward, gates_b, gates_f)
     g_b, g_h, g_l = tl.where(backward, gb_b, gf_b), tl.where(backward, gb_h, gf_h), tl.where(backward, gb_l, gf_l)
-    batches = tl.num_programs(0) // (2 * h * M)
-    steep += backward.to(tl.int32) * (batches * N * h)
+    steep += backward.to(tl.int32) * (tl.num_programs(0) // (2 * h * M) * N * h)
     descending = backward != ADJOINT
 
     # From here on keys are rows and tokens columns. Log-gates are summed from the border that the decay reaches to:
@@ -76,14 +71,7 @@ def chunk_states(
         first, local = n * C, tl.arange(0, C)
         row_ok = is_token(local, first, L, sizes, b, width, HAS_SIZES)
         g_t = load_transposed(at(gates, b, head, first, g_b, g_h, g_l), local, cols, g_l, row_ok, K)
-        if RAW:
-            g_t = tl.maximum(log_sigmoid(g_t.to(tl.float32)) * (1 / temperature), CLOSED)
-            g_t = tl.where(row_ok[None, :] & (cols < K)[:, None], g_t, 0.0).to(activated.dtype.element_ty)
-            if vtile == 0:
-                token = ((backward.to(tl.int64) * batches + b) * L + first) * h + head
-                store(activated + token * K, local, cols, h * K, local < L - first, K, tl.trans(g_t))
-        else:
-            g_t = tl.maximum(g_t.to(tl.float32), CLOSED)
+        g_t = tl.maximum(g_t.to(tl.float32), CLOSED)
         total = tl.max(dot(g_t, tl.full([C, 8], 1.0, tl.float32), GATE_TERMS, 1), 1) * LOG2_E
         across = tl.exp2(total)
         x_t = load_transposed(at(x, b, head, first, x_b, x_h, x_l), local, cols, x_l, row_ok, K)

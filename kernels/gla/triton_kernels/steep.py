@@ -11,7 +11,6 @@ from .common import (
     at,
     decaying,
     dot,
-    gate_slope,
     load,
     load_gates,
     load_segments,
@@ -234,10 +233,10 @@ def _steep_outputs(
 @triton.jit(do_not_specialize=["L", "N", "width", "total"])
 def steep_gradients(
     q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dv, dgates_f, dgates_b, segments, sizes,
-    L, N, h, width, scale, total, temperature,
+    L, N, h, width, scale, total,
     q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h, do_b, do_l, do_h, steep,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    RAW: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr, ALL: tl.constexpr,
+    HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr, ALL: tl.constexpr,
     TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
 ):  # fmt: skip
     """`gradients` for steep chunks, or for ALL; any K and V, in tiles of BK and BV. A program looks for its chunks."""
@@ -248,19 +247,19 @@ def steep_gradients(
                     mild_f, mild_b = _are_mild(steep, slot, total, ALL)
                     _steep_gradients(
                         slot, mild_f, mild_b, q, k, v, gates_f, gates_b, states, do, dstates,
-                        dq, dk, dv, dgates_f, dgates_b, segments, sizes, L, N, h, width, scale, temperature,
+                        dq, dk, dv, dgates_f, dgates_b, segments, sizes, L, N, h, width, scale,
                         q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h,
-                        do_b, do_l, do_h, K, V, C, BK, BV, RAW, HAS_SEGMENTS, HAS_SIZES, TERMS, SCORE_TERMS, GATE_TERMS,
+                        do_b, do_l, do_h, K, V, C, BK, BV, HAS_SEGMENTS, HAS_SIZES, TERMS, SCORE_TERMS, GATE_TERMS,
                     )  # fmt: skip
 
 
 @triton.jit
 def _steep_gradients(
     slot, mild_f, mild_b, q, k, v, gates_f, gates_b, states, do, dstates, dq, dk, dv, dgates_f, dgates_b,
-    segments, sizes, L, N, h, width, scale, temperature,
+    segments, sizes, L, N, h, width, scale,
     q_b, q_l, q_h, k_b, k_l, k_h, v_b, v_l, v_h, gf_b, gf_l, gf_h, gb_b, gb_l, gb_h, do_b, do_l, do_h,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    RAW: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
+    HAS_SEGMENTS: tl.constexpr, HAS_SIZES: tl.constexpr,
     TERMS: tl.constexpr, SCORE_TERMS: tl.constexpr, GATE_TERMS: tl.constexpr,
 ):  # fmt: skip
     b, n, head, first, local, row_ok = locate(slot, N, h, L, sizes, width, C, HAS_SIZES)
@@ -352,8 +351,6 @@ def _steep_gradients(
             # A gate decays the queries after it, the keys before it, and the state that passes through the whole chunk.
             dgate = tl.where(backward, dgb, dgf) + across[None, :]
             dgate += _sum(side <= 0, q_i * dq_d, SCORE_TERMS) + _sum(side > 0, k_i * dk_d, SCORE_TERMS)
-            if RAW:
-                dgate *= gate_slope(gates, temperature)
             dgate = tl.where(gate_ok[:, None], dgate, 0.0)
             store(tl.where(backward, dgates_b, dgates_f) + keys, local, cols, h * K, store_ok, K, dgate)
         store(dq + keys, local, cols, h * K, store_ok, K, tl.where(row_ok[:, None], dq_i, 0.0))
