@@ -20,6 +20,7 @@ from torch import Tensor
 
 Step = Callable[[], tuple[Tensor, ...]]
 
+OUT_OF_MEMORY = "out of memory"
 GRAPH_MS, MAX_GRAPH_CALLS = 2.0, 64  # a graph is filled with calls up to either
 
 
@@ -38,18 +39,27 @@ class Times:
     median: float
     min: float
     max: float
+    p10: float
+    p90: float
     samples: int
     calls: int
 
     @classmethod
     def of(cls, samples: list[float], calls: int) -> "Times":
-        return cls(statistics.median(samples), min(samples), max(samples), len(samples), calls)
+        deciles = statistics.quantiles(samples if len(samples) > 1 else 2 * samples, n=10, method="inclusive")
+        median = statistics.median(samples)
+        return cls(median, min(samples), max(samples), deciles[0], deciles[-1], len(samples), calls)
 
 
 @dataclass(frozen=True)
 class Effort:
     repeats: int
     min_seconds: float  # of a repeat
+
+    def samples(self, ms: float) -> int:
+        """So many single calls of that length take as long as all repeats; few do where a call takes a second."""
+        least = self.repeats if ms < 1e3 else min(self.repeats, 3)
+        return min(max(math.ceil(self.repeats * self.min_seconds * 1e3 / ms), least), 1000)
 
 
 def seconds_of(run: Callable[[], object], synchronize: Callable[[], None]) -> float:
@@ -76,6 +86,13 @@ def wall_times(steps: list[Step], synchronize: Callable[[], None], effort: Effor
     return Times.of([seconds(calls) / calls * 1e3 for _ in range(repeats)], calls)
 
 
+def call_times(run: Callable[[], object], synchronize: Callable[[], None], effort: Effort) -> Times:
+    """Wall time of single calls, waiting for the device after each."""
+    run()
+    ms = seconds_of(run, synchronize) * 1e3
+    return Times.of([seconds_of(run, synchronize) * 1e3 for _ in range(effort.samples(ms))], calls=1)
+
+
 def event_times(run: Callable[[], object], calls: int, replays: int) -> Times:
     """Device time of run(), which makes so many calls; runs queue up, so that the device never waits for Python."""
     events = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
@@ -89,6 +106,12 @@ def event_times(run: Callable[[], object], calls: int, replays: int) -> Times:
     return Times.of([start.elapsed_time(end) / calls for start, end in pairwise(events)], calls)
 
 
+def queued_times(run: Callable[[], object], calls: int, effort: Effort) -> Times:
+    """Device time of run(), which makes so many calls, as often as the effort asks for."""
+    ms = event_times(run, calls, 3).median * calls
+    return event_times(run, calls, effort.samples(ms))
+
+
 def capture(steps: list[Step], calls: int) -> torch.cuda.CUDAGraph:
     """A graph of so many calls, the input sets in turn; each call keeps its results, in memory of its own."""
     graph = torch.cuda.CUDAGraph()
@@ -100,12 +123,6 @@ def capture(steps: list[Step], calls: int) -> torch.cuda.CUDAGraph:
 
 def device_times(steps: list[Step], effort: Effort) -> tuple[Times, str, str]:
     """Times, how they were taken, and why not by a graph."""
-
-    def measure(run: Callable[[], object], calls: int) -> Times:
-        ms = event_times(run, calls, 3).median * calls
-        replays = math.ceil(effort.repeats * effort.min_seconds * 1e3 / ms)
-        return event_times(run, calls, min(max(replays, effort.repeats), 1000))
-
     calls = len(steps)
     try:
         graph = capture(steps, calls)
@@ -113,11 +130,11 @@ def device_times(steps: list[Step], effort: Effort) -> tuple[Times, str, str]:
         if short_of > 1:  # so long that the gap between two replays does not count
             calls *= min(math.ceil(short_of), math.ceil(MAX_GRAPH_CALLS / calls))
             graph = capture(steps, calls)
-        return measure(graph.replay, calls), "graph", ""
+        return queued_times(graph.replay, calls, effort), "graph", ""
     except Exception as error:
         torch.cuda.synchronize()
         note = f"no graph: {short_reason(error)}"
-    return measure(lambda: [step() for step in steps], len(steps)), "events", note
+    return queued_times(lambda: [step() for step in steps], len(steps), effort), "events", note
 
 
 def warm_up(steps: list[Step]) -> None:
@@ -160,8 +177,11 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def short_reason(error: BaseException) -> str:
-    if isinstance(error, torch.OutOfMemoryError):
-        return "out of memory"
+    cause: BaseException | None = error
+    while cause is not None:  # ending a graph capture that ran out of memory is an error of its own
+        if isinstance(cause, torch.OutOfMemoryError):
+            return OUT_OF_MEMORY
+        cause = cause.__cause__ or cause.__context__
     text = (str(error).strip().splitlines() or [""])[0][:100]
     return text if isinstance(error, UnavailableError | TimeLimitError) else f"{type(error).__name__}: {text}"
 
@@ -176,21 +196,16 @@ def peak_bytes(step: Step) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def describe_machine(device: torch.device, dtype: str, gate_dtype: str) -> dict[str, str]:
+def describe_machine(device: torch.device, settings: dict[str, str], packages: tuple[str, ...]) -> dict[str, str]:
+    """The name of the device, the settings, and versions: of Python, torch and those of the packages that are there."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
         info = Path("/proc/cpuinfo")
         models = re.findall(r"model name\s*: (.+)", info.read_text()) if info.is_file() else []
         name = f"{models[0] if models else 'CPU'}, threads: {torch.get_num_threads()}"
-    machine = {
-        "device": name,
-        "dtype": dtype,
-        "gates": gate_dtype,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    for package in ("triton", "flash-linear-attention"):
+    machine = {"device": name, **settings, "python": platform.python_version(), "torch": torch.__version__}
+    for package in packages:
         with suppress(importlib.metadata.PackageNotFoundError):
             machine[package] = importlib.metadata.version(package)
     return machine

@@ -26,9 +26,6 @@ exit code: 0 measured, 1 a contender computes something else, 2 wrong usage
 """
 
 import argparse
-import importlib.metadata
-import importlib.util
-import json
 import math
 import os
 import sys
@@ -39,6 +36,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from _benchmark import DTYPES, add_options, complete_options, format_ms, new_panels, optional, save_plot, write_json
 from _timing import (
     Effort,
     TimeLimitError,
@@ -62,7 +60,6 @@ SDPA = F.scaled_dot_product_attention
 
 FORWARD, BACKWARD = "forward", "forward+backward"
 MAX_ERROR = {FORWARD: 2e-2, BACKWARD: 1e-1}  # 16-bit arithmetic stays well below; another function does not
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_INPUT_SETS = 16
 BASELINES = ("triton", "chunk")  # ratios are to the first of them that was measured
 
@@ -358,19 +355,11 @@ class Benchmark:
 # ---- output
 
 
-def format_ms(ms: float) -> str:
-    return f"{ms:.{4 if ms < 0.1 else 3 if ms < 10 else 1}f}"
-
-
 def format_ratio(result: Result) -> str:
     ratio = result.time_over_baseline
     if ratio is None or result.contender == result.baseline:
         return "-"
     return f"{ratio:.2f}x slower" if ratio >= 1 else f"{1 / ratio:.2f}x faster"
-
-
-def optional(form: str, value: float | None) -> str:
-    return "-" if value is None else form.format(value)
 
 
 COLUMNS: dict[str, Callable[[Result], str]] = {
@@ -414,42 +403,21 @@ LINES = {
 
 def draw_plot(results: list[Result], title: str, path: Path) -> None:
     """Time against L, a panel a mode and a line a contender."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), sharex=True, sharey=True, layout="constrained")
+    figure, panels = new_panels(2, sharey=True)
     lengths = sorted({result.shape.L for result in results})
     for panel, mode in zip(panels, (FORWARD, BACKWARD)):
         for name, line in LINES.items():
             points = [r for r in results if (r.contender, r.mode) == (name, mode) and not r.failure]
             if points:
                 panel.plot([r.shape.L for r in points], [r.time_ms.median for r in points], label=name, lw=2, **line)
-        panel.set(title=mode, xlabel="sequence length L (tokens)", xscale="log", yscale="log")
+        panel.set(title=mode, xlabel="sequence length L (tokens)")
         panel.set_xticks(lengths, [f"{L}" if L % 1024 else f"{L // 1024}k" for L in lengths])
         panel.xaxis.minorticks_off()
         panel.yaxis.set_major_formatter("{x:g}")
-        panel.grid(color="0.88")
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
         panel.legend(loc="upper left")
     clock = "wall" if any(result.timing == "wall" for result in results) else "device"
     panels[0].set_ylabel(f"{clock} time of a call (ms)")
-    figure.suptitle(title)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-
-
-def write_json(path: Path, machine: dict[str, str], bandwidth: float, results: list[Result]) -> None:
-    def plain(value: object) -> object:
-        """JSON has no NaN and no infinity."""
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    rows = [plain(asdict(result)) for result in results]
-    path.write_text(json.dumps({"machine": machine, "copy_bytes_per_second": bandwidth, "results": rows}, indent=1))
+    save_plot(figure, title, path)
 
 
 # ---- command line
@@ -483,47 +451,27 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__.replace("{contenders}", listed), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     defaults = f"default: {','.join(GPU_CONTENDERS)}; on a CPU {','.join(CPU_CONTENDERS)}"
-    limit = "for one contender at one shape in one mode, compiling included (default: 300)"
     parser.add_argument("--contenders", type=parse_contenders, metavar="NAME,..", help=defaults)
     parser.add_argument("--shapes", type=parse_shape, nargs="+", metavar="B,h,L,K,V", help="default: the models' sizes")
     parser.add_argument("--sweep", action="store_true", help="B=1, h=6, K=32, V=64 and L from 256 to 65536")
     parser.add_argument("--sweep-lengths", type=parse_sizes, metavar="L,..", help="the sweep with these L")
-    parser.add_argument("--device", choices=("cuda", "cpu"), help="default: the GPU where there is one")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="of q, k and v (default: bf16; on a CPU fp32)")
     parser.add_argument("--gate-dtype", choices=tuple(DTYPES), help="of the log-gates (default: as q, k and v)")
-    parser.add_argument("--repeats", type=int, metavar="N", help="samples of a time (default: 10)")
-    parser.add_argument("--min-seconds", type=float, metavar="S", help="length of a sample (default: 0.05)")
-    parser.add_argument("--quick", action="store_true", help="3 repeats of 0.01 s")
     parser.add_argument("--cold", action="store_true", help="compile all Triton kernels, cached or not")
-    parser.add_argument("--time-limit", type=float, default=300, metavar="S", help=limit)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers, updated after every shape")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the sweep")
+    add_options(parser, "one contender at one shape in one mode", "every shape", "draw the sweep")
     args = parser.parse_args(argv)
 
-    args.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    complete_options(parser, args)
     on_gpu = args.device.type == "cuda"
     args.dtype = args.dtype or ("bf16" if on_gpu else "fp32")
     args.gate_dtype = args.gate_dtype or args.dtype
     args.contenders = args.contenders or [CONTENDERS[name] for name in (GPU_CONTENDERS if on_gpu else CPU_CONTENDERS)]
-    args.repeats = (3 if args.quick else 10) if args.repeats is None else args.repeats
-    args.min_seconds = (0.01 if args.quick else 0.05) if args.min_seconds is None else args.min_seconds
     lengths = args.sweep_lengths or (SWEEP_LENGTHS if args.sweep else [])
     args.sweep_shapes = [Shape(1, 6, L, 32, 64) for L in sorted(set(lengths))]
     args.shapes = args.shapes or ([] if lengths else [*(GPU_SHAPES if on_gpu else CPU_SHAPES)])
 
-    if on_gpu and not torch.cuda.is_available():
-        parser.error("--device cuda: torch sees no GPU here; --device cpu works everywhere")
-    if min(args.repeats, args.min_seconds, args.time_limit) <= 0:
-        parser.error("--repeats, --min-seconds and --time-limit must be above 0")
     if args.plot and not lengths:
         parser.error("--plot draws time against L: add --sweep or --sweep-lengths")
-    if args.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib: pip install matplotlib")
-    if args.plot and args.plot.suffix != ".png":
-        parser.error(f"--plot {args.plot}: expected a name that ends in .png")
-    for path in (args.json, args.plot):
-        if path and (path.is_dir() or not path.parent.is_dir()):
-            parser.error(f"{path}: expected a file in a folder that exists")
     return args
 
 
@@ -531,7 +479,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if args.cold:
         os.environ["TRITON_ALWAYS_COMPILE"] = "1"  # before Triton is imported
-    machine = describe_machine(args.device, args.dtype, args.gate_dtype)
+    settings = {"dtype": args.dtype, "gates": args.gate_dtype}
+    machine = describe_machine(args.device, settings, ("triton", "flash-linear-attention"))
     bandwidth = copy_bandwidth(args.device)
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     print(f"copy bandwidth {bandwidth / 1e9:.0f} GB/s (bytes read and written)")
@@ -546,7 +495,8 @@ def main(argv: list[str] | None = None) -> int:
             print(format_table(measured), flush=True)
             results += measured
         if args.json:
-            write_json(args.json, machine, bandwidth, results)
+            rows = [asdict(result) for result in results]
+            write_json(args.json, {"machine": machine, "copy_bytes_per_second": bandwidth, "results": rows})
     if args.plot:
         swept = [result for result in results if result.shape in args.sweep_shapes]
         draw_plot(swept, f"Bidirectional GLA, B=1 h=6 K=32 V=64, {args.dtype}\n{machine['device']}", args.plot)
