@@ -19,7 +19,15 @@ from golden import golden_image, golden_outputs, sample, set_golden_weights
 from torch import Tensor, nn
 
 from vig_backbone import HierViG, ViG, build_backbone
-from vig_backbone.layers import DepthwiseConv3x3, DropPath, LayerNorm2d, RMSNorm, drop_path_rates
+from vig_backbone.layers import (
+    DepthwiseConv3x3,
+    DropPath,
+    LayerNorm2d,
+    PatchConv,
+    RMSNorm,
+    conv_by_blocks,
+    drop_path_rates,
+)
 from vig_backbone.mixer import GLAMixer
 from vig_backbone.necks import SimpleFeaturePyramid
 
@@ -401,6 +409,28 @@ def test_stem_treats_the_border_as_zeros(model):
         tokens, padded = model.patch_embed(x), model.patch_embed(F.pad(x, (0, 28, 0, 28)))
     n = tokens.shape[1]
     assert relative_error(padded[:, : n - 1, : n - 1], tokens[:, : n - 1, : n - 1]) < 1e-6
+
+
+@pytest.mark.parametrize("s", [2, 4, 8])
+def test_convolution_by_blocks_is_the_convolution(s):
+    x, bias = torch.randn(2, 3, 2 * s, 5 * s, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    weight = torch.randn(4, 3, s + 1, s + 1, dtype=torch.float64)
+    expected = F.conv2d(x, weight, bias, stride=s, padding=1)
+    assert relative_error(conv_by_blocks(x, weight, bias, s), expected) < 1e-12
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("s", [2, 8])
+def test_patch_convolution_is_the_same_on_a_gpu(s):
+    conv, x = PatchConv(3, 6, s).double(), torch.randn(1, 3, 3 * s + 1, 2 * s - 1, dtype=torch.float64)
+    expected = conv(x)
+    expected.square().sum().backward()
+    gradient, conv.weight.grad = conv.weight.grad, None
+    actual = conv.cuda()(x.cuda())
+    actual.square().sum().backward()
+    assert expected.shape == (1, 6, 4, 2)
+    assert relative_error(actual.cpu(), expected) < 1e-12
+    assert relative_error(conv.weight.grad.cpu(), gradient) < 1e-12
 
 
 def test_depthwise_convolution_is_local_and_zero_padded():

@@ -95,9 +95,27 @@ def test_same_bits_twice(device):
     assert all(torch.equal(a, b) for a, b in zip(run(inputs), run(inputs)))
 
 
-def test_opcheck(device):
-    leaves = [x.requires_grad_() for x in make_inputs(device, 1, 5, 2, 4)]
-    torch.library.opcheck(torch.ops.vig.locality_injection, (*leaves, 1e-6, True))
+@pytest.mark.parametrize("impl", ["naive", "triton"])
+def test_a_bias_of_the_gate_is_added_to_its_logits(device, poisoned_memory, impl):
+    inputs = make_inputs(device, 2, 21, 3, 12)
+    bias = torch.randn(3, 12, device=device)
+    leaves = [x.double().requires_grad_() for x in (*inputs, bias)]
+    expected = locality_injection(*leaves[:2], leaves[2] + leaves[5], *leaves[3:5], impl="naive")
+    expected.backward(gradient(expected.shape).to(expected))
+    actual_leaves = [x.detach().requires_grad_() for x in (*inputs, bias)]
+    actual = locality_injection(*actual_leaves[:5], gate_bias=actual_leaves[5], impl=impl)
+    actual.backward(gradient(actual.shape).to(actual))
+    assert relative_error(actual, expected) < 1e-5
+    for name, a, e in zip((*NAMES, "gate_bias"), actual_leaves, leaves):
+        assert relative_error(a.grad, e.grad) < 1e-5, name
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_opcheck(device, bias):
+    scan, local, logits, *weights = (x.requires_grad_() for x in make_inputs(device, 1, 5, 2, 4))
+    gate_bias = torch.randn(2, 4, device=device, requires_grad=True) if bias else None
+    arguments = scan, local, logits, gate_bias, *weights, 1e-6, True
+    torch.library.opcheck(torch.ops.vig.locality_injection, arguments)
 
 
 def test_compiled_with_the_scan_in_one_graph(device):
@@ -130,6 +148,7 @@ def test_float64_is_refused(device):
         ("scan", torch.zeros(1, 0, 1, 4), "none of them 0"),
         ("local", torch.zeros(1, 2, 1, 4), r"local must have shape \[1, 3, 1, 4\]"),
         ("gate_logits", torch.zeros(1, 3, 4), r"gate_logits must have shape \[1, 3, 1, 4\]"),
+        ("gate_bias", torch.zeros(4), r"gate_bias must have shape \[1, 4\]"),
         ("local_weight", torch.zeros(3), r"local_weight must have shape \[4\]"),
         ("scan_weight", torch.zeros(4, device="meta"), "scan_weight is on meta, scan on cpu"),
         ("local", torch.zeros(1, 3, 1, 4, dtype=torch.int64), "local must be a floating point tensor"),

@@ -7,11 +7,10 @@ parameters are the same; the four out-norms are not in the released checkpoints.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from .base import Backbone, FeatureInfo, check_frozen_stages, lookup_arch, resolve_indices
-from .layers import DropPath, LayerNorm2d, drop_path_rates, swiglu
+from .layers import DropPath, LayerNorm2d, PatchConv, drop_path_rates, swiglu
 from .mixer import GLAMixer
 
 # dim and num_heads are those of the first stage; both double from stage to stage.
@@ -90,7 +89,7 @@ def downsampling(dim: int) -> nn.Sequential:
 def conv_stem(dim: int) -> nn.Sequential:
     """Image [B, 3, H, W] -> tokens [B, ceil(H/4), ceil(W/4), C]."""
     return nn.Sequential(
-        nn.Conv2d(3, dim // 2, 3, stride=2, padding=1),
+        PatchConv(3, dim // 2, stride=2),
         to_tokens(),
         nn.LayerNorm(dim // 2),
         to_map(),
@@ -185,7 +184,7 @@ class HierViG(Backbone):
 
     def _collect(self, x: Tensor, indices: Sequence[int]) -> list[Tensor]:
         self.check_image(x)
-        x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))  # [B, H, W, C]
+        x = self.patch_embed(x)  # [B, H, W, C]
         maps = []
         for s, stage in enumerate(self.layers[: indices[-1] + 1]):
             for block in stage.blocks:

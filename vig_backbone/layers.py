@@ -34,6 +34,37 @@ class LayerNorm2d(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class PatchConv(nn.Conv2d):
+    """An image [B, C, H, W] -> [B, D, ceil(H/s), ceil(W/s)] with stride s, kernel s + 1 and padding 1, first of a stem.
+
+    Zeros on the right and below, up to a multiple of s, keep every pixel. For three channels GPUs have no fast kernel:
+    there it is a 2x2 convolution of blocks of s x s pixels, which are its channels. The sums are the same, but for
+    their order, and zeros in them.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__(in_channels, out_channels, stride + 1, stride=stride, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = self.stride[0]
+        H, W = x.shape[-2:]
+        x = F.pad(x, (0, -W % s, 0, -H % s))
+        if not x.is_cuda:
+            return super().forward(x.contiguous(memory_format=torch.channels_last))
+        if torch.is_autocast_enabled("cuda"):
+            x = x.to(torch.get_autocast_dtype("cuda"))
+        return conv_by_blocks(x, self.weight, self.bias, s)
+
+
+def conv_by_blocks(x: Tensor, weight: Tensor, bias: Tensor | None, s: int) -> Tensor:
+    """``F.conv2d(x, weight, bias, stride=s, padding=1)`` for kernels of s + 1 and sides that are multiples of s."""
+    more = -x.shape[1] % (1 if s % 4 == 0 else 4)  # channels of blocks are multiples of 8: tensor cores ask for it
+    x, weight = F.pad(x, (s, 0, s, 0, 0, more)), F.pad(weight, (s - 1, 0, s - 1, 0, 0, more))
+    B, C, H, W = x.shape
+    blocks = x.view(B, C, H // s, s, W // s, s).permute(0, 2, 4, 1, 3, 5).flatten(3)  # [B, H / s, W / s, C s^2]
+    return F.conv2d(blocks.permute(0, 3, 1, 2), F.pixel_unshuffle(weight, s), bias)
+
+
 class DepthwiseConv3x3(nn.Conv2d):
     """3x3 depthwise convolution with zero padding and no bias on tokens [B, H, W, C], read where they lie.
 

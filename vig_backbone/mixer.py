@@ -49,7 +49,7 @@ class GLAMixer(nn.Module):
         B, H, W, C = x.shape
         h, impl = self.num_heads, self._impl_around_the_scan()
         u = self.in_proj(x).flatten(1, 2)  # [B, L, C]
-        q, k, v, code, logits = self._project(u)
+        (q, k, v, code, logits), gate_bias = self._project(u)
         to_gates = self.gk_proj[1]
         if type(to_gates) is not nn.Linear:
             raise TypeError(
@@ -74,16 +74,20 @@ class GLAMixer(nn.Module):
             self.g_norm.eps,
             self.activation,
             impl=impl,
+            gate_bias=gate_bias,
         )
         return self.o_proj(y.flatten(-2)).view(B, H, W, C)
 
-    def _project(self, u: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys, values, the code of the gates and the logits of the injection, from one product."""
+    def _project(self, u: Tensor) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Queries, keys, values, the code of the gates and the logits of the injection, from one product.
+
+        And the bias that the logits lack: in the product it would cost as much as half of that.
+        """
         C = u.shape[-1]
         projections = self.qkv_proj, self.gk_proj[0], self.g_proj
         if all(type(x) is nn.Linear for x in projections):
-            weight = torch.cat([x.weight for x in projections])
-            out = F.linear(u, weight, F.pad(self.g_proj.bias, (len(weight) - C, 0)))
+            out = F.linear(u, torch.cat([x.weight for x in projections]))
+            bias = self.g_proj.bias.view(self.num_heads, -1)
         else:  # somebody has put adapters around them, or quantised them
-            out = torch.cat([x(u) for x in projections], dim=-1)
-        return out.split((C // 2, C // 2, C, GATE_RANK, C), dim=-1)
+            out, bias = torch.cat([x(u) for x in projections], dim=-1), None
+        return out.split((C // 2, C // 2, C, GATE_RANK, C), dim=-1), bias

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Backbone, FeatureInfo, check_frozen_stages, lookup_arch, resolve_indices
-from .layers import DropPath, LayerNorm2d, RMSNorm, drop_path_rates, swiglu
+from .layers import DropPath, LayerNorm2d, PatchConv, RMSNorm, drop_path_rates, swiglu
 from .mixer import GLAMixer
 
 # `activation` puts a SiLU behind the depthwise convolution and before the output projection of the mixer.
@@ -30,7 +30,7 @@ class ConvStem(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.proj = nn.Sequential(
-            nn.Conv2d(3, dim // 2, 9, stride=8, padding=1),
+            PatchConv(3, dim // 2, stride=8),
             LayerNorm2d(dim // 2),
             nn.SiLU(),
             nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1),
@@ -38,9 +38,6 @@ class ConvStem(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        # The 9x9 convolution covers rows -1 .. 8n-1 of the image: zeros up to the next multiple of 8 keep every pixel.
-        H, W = x.shape[-2:]
-        x = F.pad(x, (0, -W % 8, 0, -H % 8)).contiguous(memory_format=torch.channels_last)
         return self.proj(x).permute(0, 2, 3, 1)
 
 

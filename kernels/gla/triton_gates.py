@@ -15,8 +15,8 @@ from .gates import MAX_RANK
 # Tokens and channels of a tile; with two warps, and no more than 32 tokens, Triton does not use wgmma (see
 # triton_launches.py).
 TOKENS, CHANNELS, WARPS = 32, 64, 2
-# Programs per multiprocessor of the backward kernel, each with sums of its own for the weights' gradients.
-PROGRAMS = 4
+# Programs per multiprocessor: as many as run at a time.
+PROGRAMS, BACKWARD_PROGRAMS = 12, 4
 
 
 def triton_log_gates(
@@ -55,6 +55,12 @@ def _constants(code: Tensor, weight: Tensor) -> dict[str, int]:
     )  # fmt: skip
 
 
+def _grid(tokens: int, constants: dict[str, int], programs: int) -> tuple[int, int]:
+    """For about so many programs: those that share the tokens, tiles of the channels of both directions."""
+    tiles = 2 * ceil_div(constants["D"], constants["BD"])
+    return min(ceil_div(tokens, TOKENS), ceil_div(programs, tiles)), tiles
+
+
 @torch.library.custom_op("vig::log_gates", mutates_args=())
 def _forward(code: Tensor, weight: Tensor, bias: Tensor, num_heads: int, temperature: float) -> tuple[Tensor, Tensor]:
     (rows,) = with_unit_stride(code.flatten(0, 1))
@@ -70,7 +76,7 @@ def _record_forward(
     tokens, D = len(code), constants["D"]
     gates = plan.empty(tokens, D, dtype=gate_dtype(code.dtype)), plan.empty(tokens, D, dtype=gate_dtype(code.dtype))
     plan.launch(
-        kernels.log_gates, (ceil_div(tokens, TOKENS), 2 * ceil_div(D, constants["BD"])),
+        kernels.log_gates, _grid(tokens, constants, PROGRAMS * multiprocessors(code.device)),
         code, weight, bias, *gates, tokens, 1 / temperature, code.stride(0), **constants,
     )  # fmt: skip
     return gates
@@ -92,8 +98,7 @@ def _record_backward(
 ) -> tuple[Tensor, Tensor]:
     constants = _constants(code, weight)
     (tokens, R), D = code.shape, constants["D"]
-    tiles = 2 * ceil_div(D, constants["BD"])
-    programs = min(ceil_div(tokens, TOKENS), ceil_div(PROGRAMS * multiprocessors(code.device), tiles))
+    programs, tiles = _grid(tokens, constants, BACKWARD_PROGRAMS * multiprocessors(code.device))
     dcode = plan.empty(tiles, tokens, R, dtype=torch.float32)
     dweights = plan.empty(programs, R + 1, 2 * D, dtype=torch.float32)
     plan.launch(

@@ -8,14 +8,14 @@ from ..arguments import HAS_TRITON, check_types_and_devices, named_implementatio
 from .naive import naive_locality_injection
 
 
-def _triton_locality_injection(*args: Tensor | float | bool) -> Tensor:
+def _triton_locality_injection(*args: Tensor | float | bool | None) -> Tensor:
     """The Triton form; Triton itself is imported when it is first used."""
     from .triton_op import triton_locality_injection
 
     return triton_locality_injection(*args)
 
 
-# Each implementation takes the arguments of `locality_injection` up to `activation`, all of them checked.
+# Each implementation takes (scan, local, gate_logits, gate_bias, scan_weight, local_weight, eps, activation), checked.
 IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"naive": naive_locality_injection}
 if HAS_TRITON:
     IMPLEMENTATIONS["triton"] = _triton_locality_injection
@@ -30,6 +30,7 @@ def locality_injection(
     eps: float = 1e-6,
     activation: bool = False,
     impl: str = "auto",
+    gate_bias: Tensor | None = None,
 ) -> Tensor:
     """2D gating locality injection (ViG, arXiv 2405.18425, section 3), between the scan and the output projection.
 
@@ -44,28 +45,31 @@ def locality_injection(
         scan_weight, local_weight: weights of the two norms, ``[V]``, shared by all heads.
         eps: added to the mean squares.
         activation: SiLU at the end.
+        gate_bias: ``[h, V]``, added to `gate_logits`; here it costs nothing, with the product that makes the logits it
+            may cost as much as half of that.
         impl: ``'naive'`` (PyTorch), ``'triton'`` (one kernel for NVIDIA GPUs, another one backward) or ``'auto'``: the
             Triton form where it runs (a GPU of compute capability 8.0 or higher, torch 2.9 or newer, any type but
             float64), else PyTorch.
 
     Returns:
-        ``[B, L, h, V]`` in the type of `scan`; computed in float32 (float64 for float64). Gradients exist for all five
+        ``[B, L, h, V]`` in the type of `scan`; computed in float32 (float64 for float64). Gradients exist for all
         tensors.
 
     Raises:
         ValueError: for an unknown `impl`, or shapes that do not fit each other.
         TypeError: for tensors that are not floating point, or a type that an implementation does not take.
     """
-    _check_arguments(scan, local, gate_logits, scan_weight, local_weight)
+    _check_arguments(scan, local, gate_logits, gate_bias, scan_weight, local_weight)
     if impl == "auto":
         impl = "triton" if triton_runs_on(scan) else "naive"
     function = named_implementation(impl, IMPLEMENTATIONS)
-    return function(scan, local, gate_logits, scan_weight, local_weight, eps, activation)
+    return function(scan, local, gate_logits, gate_bias, scan_weight, local_weight, eps, activation)
 
 
 def _check_arguments(
-    scan: Tensor, local: Tensor, gate_logits: Tensor, scan_weight: Tensor, local_weight: Tensor
-) -> None:
+    scan: Tensor, local: Tensor, gate_logits: Tensor, gate_bias: Tensor | None, scan_weight: Tensor,
+    local_weight: Tensor,
+) -> None:  # fmt: skip
     if scan.dim() != 4 or 0 in scan.shape:
         raise ValueError(f"scan must have shape [B, L, h, V], none of them 0, got {list(scan.shape)}")
     expected = {
@@ -74,6 +78,8 @@ def _check_arguments(
         "scan_weight": (scan_weight, scan.shape[-1:]),
         "local_weight": (local_weight, scan.shape[-1:]),
     }
+    if gate_bias is not None:
+        expected["gate_bias"] = (gate_bias, scan.shape[2:])
     for name, (x, shape) in expected.items():
         if x.shape != shape:
             raise ValueError(

@@ -9,6 +9,7 @@ def naive_locality_injection(
     scan: Tensor,
     local: Tensor,
     gate_logits: Tensor,
+    gate_bias: Tensor | None,
     scan_weight: Tensor,
     local_weight: Tensor,
     eps: float,
@@ -21,5 +22,6 @@ def naive_locality_injection(
     dtype = torch.promote_types(scan.dtype, torch.float32)
     scanned = F.rms_norm(scan.to(dtype), scan.shape[-1:], scan_weight.to(dtype), eps)
     injected = F.rms_norm(local.to(dtype), local.shape[-1:], local_weight.to(dtype), eps)
-    y = injected + gate_logits.to(dtype).sigmoid() * (scanned - injected)
+    logits = gate_logits.to(dtype) if gate_bias is None else gate_logits.to(dtype) + gate_bias.to(dtype)
+    y = injected + logits.sigmoid() * (scanned - injected)
     return (F.silu(y) if activation else y).to(scan.dtype)

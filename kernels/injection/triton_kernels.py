@@ -21,6 +21,14 @@ def _place(rows, L, h):
 
 
 @triton.jit
+def _load_gate(logits, gate_bias, batch, token, head, cols, s_b, s_l, s_h, mask, V: tl.constexpr):
+    x = _load(logits, batch, token, head, cols, s_b, s_l, s_h, mask)
+    if gate_bias is not None:
+        x += tl.load(gate_bias + head[:, None] * V + cols[None, :], mask=mask, other=0.0).to(tl.float32)
+    return tl.sigmoid(x)
+
+
+@triton.jit
 def _norm(x, eps, V: tl.constexpr):
     """x / sqrt(mean(x^2) + eps) and the inverse root."""
     inverse = tl.rsqrt(tl.sum(x * x, 1) / V + eps)[:, None]
@@ -36,7 +44,7 @@ def _norm_gradient(dy, weight, normed, inverse, V: tl.constexpr):
 
 @triton.jit(do_not_specialize=["L", "count"])
 def forward(
-    scan, local, logits, scan_weight, local_weight, out, L, h, count, eps,
+    scan, local, logits, gate_bias, scan_weight, local_weight, out, L, h, count, eps,
     s_b, s_l, s_h, u_b, u_l, u_h, g_b, g_l, g_h,
     V: tl.constexpr, BV: tl.constexpr, ROWS: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
@@ -48,7 +56,7 @@ def forward(
     weight_u = tl.load(local_weight + cols, mask=cols < V, other=0.0).to(tl.float32)[None, :]
     s, _ = _norm(_load(scan, batch, token, head, cols, s_b, s_l, s_h, mask), eps, V)
     u, _ = _norm(_load(local, batch, token, head, cols, u_b, u_l, u_h, mask), eps, V)
-    gate = tl.sigmoid(_load(logits, batch, token, head, cols, g_b, g_l, g_h, mask))
+    gate = _load_gate(logits, gate_bias, batch, token, head, cols, g_b, g_l, g_h, mask, V)
     y = u * weight_u
     y += gate * (s * weight_s - y)
     if ACTIVATION:
@@ -58,7 +66,7 @@ def forward(
 
 @triton.jit(do_not_specialize=["L", "count"])
 def backward(
-    scan, local, logits, scan_weight, local_weight, dout, dscan, dlocal, dlogits, dweights, L, h, count, eps,
+    scan, local, logits, gate_bias, scan_weight, local_weight, dout, dscan, dlocal, dlogits, dweights, L, h, count, eps,
     s_b, s_l, s_h, u_b, u_l, u_h, g_b, g_l, g_h, d_b, d_l, d_h,
     V: tl.constexpr, BV: tl.constexpr, ROWS: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
@@ -73,7 +81,7 @@ def backward(
         mask = (rows < count)[:, None] & (cols < V)[None, :]
         s, inverse_s = _norm(_load(scan, batch, token, head, cols, s_b, s_l, s_h, mask), eps, V)
         u, inverse_u = _norm(_load(local, batch, token, head, cols, u_b, u_l, u_h, mask), eps, V)
-        gate = tl.sigmoid(_load(logits, batch, token, head, cols, g_b, g_l, g_h, mask))
+        gate = _load_gate(logits, gate_bias, batch, token, head, cols, g_b, g_l, g_h, mask, V)
         dy = _load(dout, batch, token, head, cols, d_b, d_l, d_h, mask)
         difference = s * weight_s - u * weight_u
         if ACTIVATION:

@@ -20,6 +20,7 @@ def triton_locality_injection(
     scan: Tensor,
     local: Tensor,
     gate_logits: Tensor,
+    gate_bias: Tensor | None,
     scan_weight: Tensor,
     local_weight: Tensor,
     eps: float,
@@ -36,7 +37,11 @@ def triton_locality_injection(
     require_gpu(scan, "naive")
     if scan.dtype == torch.float64:
         raise TypeError("impl='triton' has no float64 form: use impl='naive', or float32")
-    return _forward(scan, local, gate_logits, scan_weight, local_weight, eps, activation)
+    return _forward(scan, local, gate_logits, gate_bias, scan_weight, local_weight, eps, activation)
+
+
+def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if x is None else x.contiguous() for x in tensors)
 
 
 def _blocks(V: int) -> dict[str, int]:
@@ -46,23 +51,23 @@ def _blocks(V: int) -> dict[str, int]:
 
 @torch.library.custom_op("vig::locality_injection", mutates_args=())
 def _forward(
-    scan: Tensor, local: Tensor, gate_logits: Tensor, scan_weight: Tensor, local_weight: Tensor,
-    eps: float, activation: bool,
+    scan: Tensor, local: Tensor, gate_logits: Tensor, gate_bias: Tensor | None, scan_weight: Tensor,
+    local_weight: Tensor, eps: float, activation: bool,
 ) -> Tensor:  # fmt: skip
-    inputs = *with_unit_stride(scan, local, gate_logits), scan_weight.contiguous(), local_weight.contiguous()
+    inputs = *with_unit_stride(scan, local, gate_logits), *_contiguous(gate_bias, scan_weight, local_weight)
     return call(_record_forward, inputs, eps, activation)[0]
 
 
 def _record_forward(
-    plan: Plan, scan: Tensor, local: Tensor, gate_logits: Tensor, scan_weight: Tensor, local_weight: Tensor,
-    eps: float, activation: bool,
+    plan: Plan, scan: Tensor, local: Tensor, gate_logits: Tensor, gate_bias: Tensor | None, scan_weight: Tensor,
+    local_weight: Tensor, eps: float, activation: bool,
 ) -> tuple[Tensor]:  # fmt: skip
     B, L, h, V = scan.shape
     out = plan.empty(*scan.shape, dtype=scan.dtype)
     blocks = _blocks(V)
     plan.launch(
         kernels.forward, (ceil_div(B * L * h, blocks["ROWS"]),),
-        scan, local, gate_logits, scan_weight, local_weight, out, L, h, B * L * h, eps,
+        scan, local, gate_logits, gate_bias, scan_weight, local_weight, out, L, h, B * L * h, eps,
         *strides(scan, local, gate_logits), **blocks, ACTIVATION=activation, num_warps=4,
     )  # fmt: skip
     return (out,)
@@ -70,18 +75,18 @@ def _record_forward(
 
 @torch.library.custom_op("vig::locality_injection_backward", mutates_args=())
 def _backward(
-    scan: Tensor, local: Tensor, gate_logits: Tensor, scan_weight: Tensor, local_weight: Tensor, grad_out: Tensor,
-    eps: float, activation: bool,
+    scan: Tensor, local: Tensor, gate_logits: Tensor, gate_bias: Tensor | None, scan_weight: Tensor,
+    local_weight: Tensor, grad_out: Tensor, eps: float, activation: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     scan, local, gate_logits, grad_out = with_unit_stride(scan, local, gate_logits, grad_out)
-    inputs = scan, local, gate_logits, scan_weight.contiguous(), local_weight.contiguous(), grad_out
+    inputs = scan, local, gate_logits, *_contiguous(gate_bias, scan_weight, local_weight), grad_out
     *grads, dweights = call(_record_backward, inputs, eps, activation)
     return *grads, dweights[:, 0].sum(0).to(scan_weight.dtype), dweights[:, 1].sum(0).to(local_weight.dtype)
 
 
 def _record_backward(
-    plan: Plan, scan: Tensor, local: Tensor, gate_logits: Tensor, scan_weight: Tensor, local_weight: Tensor,
-    grad_out: Tensor, eps: float, activation: bool,
+    plan: Plan, scan: Tensor, local: Tensor, gate_logits: Tensor, gate_bias: Tensor | None, scan_weight: Tensor,
+    local_weight: Tensor, grad_out: Tensor, eps: float, activation: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     B, L, h, V = scan.shape
     blocks = _blocks(V)
@@ -90,20 +95,20 @@ def _record_backward(
     dweights = plan.empty(programs, 2, V, dtype=torch.float32)
     plan.launch(
         kernels.backward, (programs,),
-        scan, local, gate_logits, scan_weight, local_weight, grad_out, *grads, dweights, L, h, B * L * h, eps,
-        *strides(scan, local, gate_logits, grad_out), **blocks, ACTIVATION=activation, num_warps=4,
-
+        scan, local, gate_logits, gate_bias, scan_weight, local_weight, grad_out, *grads, dweights,
+        L, h, B * L * h, eps, *strides(scan, local, gate_logits, grad_out), **blocks,
+        ACTIVATION=activation, num_warps=4,
     )  # fmt: skip
     return *grads, dweights
 
 
 @_forward.register_fake
-def _(scan, local, gate_logits, scan_weight, local_weight, eps, activation):
+def _(scan, local, gate_logits, gate_bias, scan_weight, local_weight, eps, activation):
     return torch.empty(scan.shape, dtype=scan.dtype, device=scan.device)
 
 
 @_backward.register_fake
-def _(scan, local, gate_logits, scan_weight, local_weight, grad_out, eps, activation):
+def _(scan, local, gate_logits, gate_bias, scan_weight, local_weight, grad_out, eps, activation):
     inputs = scan, local, gate_logits, scan_weight, local_weight
     return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in inputs)
 
@@ -114,7 +119,10 @@ def _setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) ->
 
 
 def _autograd(ctx: FunctionCtx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    return *_backward(*ctx.saved_tensors, grad_out, ctx.eps, ctx.activation), None, None
+    dscan, dlocal, dlogits, *dweights = _backward(*ctx.saved_tensors, grad_out, ctx.eps, ctx.activation)
+    gate_bias = ctx.saved_tensors[3]
+    dbias = dlogits.sum((0, 1), dtype=torch.float32).to(gate_bias.dtype) if gate_bias is not None else None
+    return dscan, dlocal, dlogits, dbias, *dweights, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

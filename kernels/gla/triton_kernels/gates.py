@@ -27,13 +27,16 @@ def log_gates(
     TERMS: tl.constexpr, WEIGHT_TERMS: tl.constexpr,
 ):  # fmt: skip
     """gates_f, gates_b [tokens, D] = log_sigmoid(code weight^T + bias) / temperature, first and second half of rows."""
-    rows, ranks, tiles = (tl.program_id(0) * BT + tl.arange(0, BT)).to(tl.int64), tl.arange(0, BR), tl.cdiv(D, BD)
+    ranks, tiles = tl.arange(0, BR), tl.cdiv(D, BD)
     cols, backward = tl.program_id(1) % tiles * BD + tl.arange(0, BD), tl.program_id(1) >= tiles
     half = tl.where(backward, D, 0)
-    x = _code(code, rows, ranks, code_l, rows < tokens, RANK)
+    gates = tl.where(backward, gates_b, gates_f)
     w = _weights(weight + half * RANK, bias + half, cols, ranks, D, RANK)
-    gates = log_sigmoid(dot(x, tl.trans(w), TERMS, WEIGHT_TERMS)) * inverse_temperature
-    store(tl.where(backward, gates_b, gates_f), rows, cols, D, rows < tokens, D, gates)
+    for tile in tl.range(tl.program_id(0), tl.cdiv(tokens, BT), tl.num_programs(0), num_stages=3):
+        rows = (tile * BT + tl.arange(0, BT)).to(tl.int64)
+        x = _code(code, rows, ranks, code_l, rows < tokens, RANK)
+        log_gate = log_sigmoid(dot(x, tl.trans(w), TERMS, WEIGHT_TERMS)) * inverse_temperature
+        store(gates, rows, cols, D, rows < tokens, D, log_gate)
 
 
 @triton.jit(do_not_specialize=["tokens"])
