@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -431,6 +433,37 @@ def test_patch_convolution_is_the_same_on_a_gpu(s):
     assert expected.shape == (1, 6, 4, 2)
     assert relative_error(actual.cpu(), expected) < 1e-12
     assert relative_error(conv.weight.grad.cpu(), gradient) < 1e-12
+
+
+def test_compiled_once_for_all_image_sizes(family, monkeypatch):
+    torch._dynamo.reset()
+    archs = sys.modules[family.__module__].ARCHS
+    monkeypatch.setitem(archs, "tiny", archs["tiny"] | dict(depth=1, depths=(1, 1)))
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    last = 0 if family is ViG else 1
+    plain = family("tiny", out_indices=(last,))
+    model = family("tiny", out_indices=(last,), compile=dict(backend=backend, fullgraph=True))
+    model.load_state_dict(plain.state_dict())
+    model.eval(), plain.eval()
+    with torch.no_grad():
+        for size in ((2, 3, 64, 96), (2, 3, 97, 131), (3, 3, 70, 200), (2, 3, 224, 224)):
+            x = torch.randn(size)
+            assert relative_error(model(x)[0], plain(x)[0]) < 1e-5
+    assert len(graphs) <= 2  # ViG has one more for the size of its position embedding
+    model.train(), plain.train()
+    for size in ((2, 3, 64, 96), (4, 3, 97, 131)):
+        x = torch.randn(size)
+        for m in (model, plain):
+            m.zero_grad()
+            m(x)[0].square().mean().backward()
+        for (name, a), b in zip(model.named_parameters(), plain.parameters(), strict=True):
+            assert b.grad is None or relative_error(a.grad, b.grad) < 1e-3, name
+    assert len(graphs) <= 3
 
 
 def test_depthwise_convolution_is_local_and_zero_padded():

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vig_backbone.data.toy import make_toy_data
-from vig_backbone.openmmlab.configuration import load_config
+from vig_backbone.openmmlab.configuration import load_config, use_compile
 from vig_backbone.openmmlab.errors import ConfigError, DataError
 from vig_backbone.openmmlab.preflight import check_data_is_there
 from vig_backbone.openmmlab.run import build_runner, evaluate, resume_from, train
@@ -199,3 +199,12 @@ def test_command_line_shows_a_message_and_no_traceback(run_python, tmp_path: Pat
     assert "Traceback" not in process.stderr
     process = run_python("tools/train.py", SEG, "--work-dir", tmp_path, "--debug", check=False)
     assert "Traceback" in process.stderr
+
+
+def test_compiling_another_backbone_says_how() -> None:
+    cfg = load_config(SEG)
+    use_compile(cfg)
+    assert cfg.model.backbone.compile is True
+    cfg.model.backbone.type = "SwinTransformer"
+    with pytest.raises(ConfigError, match="not 'SwinTransformer'; mmengine compiles whole models"):
+        use_compile(cfg)

@@ -9,7 +9,7 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 
 from vig_backbone import CheckpointError
-from vig_backbone.openmmlab.configuration import load_config
+from vig_backbone.openmmlab.configuration import load_config, use_compile
 from vig_backbone.openmmlab.errors import ConfigError, DataError
 
 
@@ -24,6 +24,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change fields of the config, e.g. optim_wrapper.optimizer.lr=1e-4 model.backbone.with_cp=True",
     )
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the backbone, for all image sizes")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="how it was started")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
@@ -31,6 +32,8 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 def load(args: argparse.Namespace) -> Config:
     """The config of the command line, with its work dir set."""
     cfg = load_config(args.config, args.data, args.cfg_options)
+    if args.compile:
+        use_compile(cfg)
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or str(Path("work_dirs") / Path(args.config).stem)
     os.environ.setdefault("LOCAL_RANK", "0")
     return cfg

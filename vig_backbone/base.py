@@ -36,6 +36,13 @@ class Backbone(nn.Module):
         self.with_cp = with_cp
         self.init_cfg = _check_init_cfg(init_cfg)
 
+    def _finish(self, compile: bool | dict) -> None:
+        """What comes last in the constructor."""
+        self.init_from_scratch()
+        self.train()
+        if compile:
+            self.compile(**{"dynamic": True, **(compile if isinstance(compile, dict) else {})})
+
     def freezable_stages(self) -> list[list[nn.Module | nn.Parameter]]:
         """Stem first, then what each further step of `frozen_stages` freezes."""
         raise NotImplementedError

@@ -113,6 +113,9 @@ class HierViG(Backbone):
         frozen_stages: -1: nothing; 0: stem; n: the stem and the first n stages.
         with_cp: gradient checkpointing, block by block.
         gla_impl: implementation of the scan, see :func:`vig_kernels.bidirectional_gla`.
+        compile: `torch.compile` of the forward pass (not of `forward_features` and `forward_intermediates`); True, or
+            a dict of its options. Image sizes are dynamic: one graph each for training and evaluation, and for one
+            image and several, whatever their sizes.
         init_cfg: None, or ``dict(type='Pretrained', checkpoint='path or URL')``; takes official files as they are.
 
     Raises:
@@ -130,6 +133,7 @@ class HierViG(Backbone):
         frozen_stages: int = -1,
         with_cp: bool = False,
         gla_impl: str = "auto",
+        compile: bool | dict = False,
         init_cfg: dict | None = None,
     ) -> None:
         settings = lookup_arch(arch, ARCHS, "HierViG")
@@ -155,8 +159,7 @@ class HierViG(Backbone):
         )
         for s in self.out_indices:
             self.add_module(f"outnorm{s}", LayerNorm2d(dims[s]))
-        self.init_from_scratch()
-        self.train()
+        self._finish(compile)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """[B, 3, H, W] -> normalised maps [B, C_s, H_s, W_s] of the stages in `out_indices`."""

@@ -48,7 +48,7 @@ class PatchConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         s = self.stride[0]
         H, W = x.shape[-2:]
-        x = F.pad(x, (0, -W % s, 0, -H % s))
+        x = F.pad(x, (0, (W + s - 1) // s * s - W, 0, (H + s - 1) // s * s - H))
         if not x.is_cuda:
             return super().forward(x.contiguous(memory_format=torch.channels_last))
         if torch.is_autocast_enabled("cuda"):

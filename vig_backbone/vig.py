@@ -82,6 +82,9 @@ class ViG(Backbone):
         frozen_stages: -1: nothing; 0: stem and position embedding; n: these and the first n blocks.
         with_cp: gradient checkpointing, block by block.
         gla_impl: implementation of the scan, see :func:`vig_kernels.bidirectional_gla`.
+        compile: `torch.compile` of the forward pass (not of `forward_features` and `forward_intermediates`); True, or
+            a dict of its options. Image sizes are dynamic: one graph each for training and evaluation, and for one
+            image and several, whatever their sizes.
         init_cfg: None, or ``dict(type='Pretrained', checkpoint='path or URL')``; takes official files as they are.
 
     Raises:
@@ -98,6 +101,7 @@ class ViG(Backbone):
         frozen_stages: int = -1,
         with_cp: bool = False,
         gla_impl: str = "auto",
+        compile: bool | dict = False,
         init_cfg: dict | None = None,
     ) -> None:
         settings = lookup_arch(arch, ARCHS, "ViG")
@@ -116,8 +120,7 @@ class ViG(Backbone):
             for rate in drop_path_rates(drop_path_rate, depth)
         )
         self.norm = RMSNorm(dim)
-        self.init_from_scratch()
-        self.train()
+        self._finish(compile)
 
     def init_from_scratch(self) -> None:
         super().init_from_scratch()

@@ -95,6 +95,17 @@ def use_amp(cfg: Config, dtype: str) -> None:
     cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
 
 
+def use_compile(cfg: Config) -> None:
+    """Compile the backbone with `torch.compile`."""
+    backbone = cfg.model.get("backbone", {})
+    if backbone.get("type") not in ("ViG", "HierViG"):
+        raise ConfigError(
+            f"--compile: compiles the backbones ViG and HierViG, not {backbone.get('type')!r}; mmengine compiles whole "
+            "models: --cfg-options compile=True"
+        )
+    backbone.compile = True
+
+
 def use_tta(cfg: Config) -> None:
     """Test with the test-time augmentation that the config describes in `tta_model` and `tta_pipeline`."""
     missing = [field for field in ("tta_model", "tta_pipeline") if field not in cfg]
