@@ -3,5 +3,6 @@
 from .depthwise import depthwise_conv3x3
 from .gla import bidirectional_gla, log_gates
 from .injection import locality_injection
+from .norm import add_norm
 
-__all__ = ["bidirectional_gla", "depthwise_conv3x3", "locality_injection", "log_gates"]
+__all__ = ["add_norm", "bidirectional_gla", "depthwise_conv3x3", "locality_injection", "log_gates"]

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .checkpoint import load_checkpoint
+from .layers import DepthwiseConv3x3, LayerNorm, RMSNorm
+from .mixer import impl_around_the_scan
 
 
 class FeatureInfo(list):
@@ -36,8 +38,11 @@ class Backbone(nn.Module):
         self.with_cp = with_cp
         self.init_cfg = _check_init_cfg(init_cfg)
 
-    def _finish(self, compile: bool | dict) -> None:
+    def _finish(self, gla_impl: str, compile: bool | dict) -> None:
         """What comes last in the constructor."""
+        for module in self.modules():
+            if isinstance(module, (DepthwiseConv3x3, LayerNorm, RMSNorm)):
+                module.impl = impl_around_the_scan(gla_impl)
         self.init_from_scratch()
         self.train()
         if compile:

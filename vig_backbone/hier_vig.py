@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .base import Backbone, FeatureInfo, check_frozen_stages, lookup_arch, resolve_indices
-from .layers import DropPath, LayerNorm2d, PatchConv, drop_path_rates, swiglu
+from .layers import DropPath, LayerNorm, LayerNorm2d, PatchConv, drop_path_rates, swiglu
 from .mixer import GLAMixer
 
 # dim and num_heads are those of the first stage; both double from stage to stage.
@@ -61,15 +61,16 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, drop_path: float, gla_impl: str) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
         self.op = GLAMixer(dim, num_heads, gla_impl=gla_impl)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.op(self.norm(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        y, x = self.norm.before_products(x)
+        y, x = self.norm2.before_products(x, self.drop_path(self.op(y)))
+        return x + self.drop_path(self.mlp(y))
 
 
 class Stage(nn.Module):
@@ -83,7 +84,7 @@ class Stage(nn.Module):
 
 def downsampling(dim: int) -> nn.Sequential:
     """Tokens [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), 2C]."""
-    return nn.Sequential(to_map(), nn.Conv2d(dim, 2 * dim, 3, stride=2, padding=1), to_tokens(), nn.LayerNorm(2 * dim))
+    return nn.Sequential(to_map(), nn.Conv2d(dim, 2 * dim, 3, stride=2, padding=1), to_tokens(), LayerNorm(2 * dim))
 
 
 def conv_stem(dim: int) -> nn.Sequential:
@@ -91,12 +92,12 @@ def conv_stem(dim: int) -> nn.Sequential:
     return nn.Sequential(
         PatchConv(3, dim // 2, stride=2),
         to_tokens(),
-        nn.LayerNorm(dim // 2),
+        LayerNorm(dim // 2),
         to_map(),
         nn.GELU(),
         nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1),
         to_tokens(),
-        nn.LayerNorm(dim),
+        LayerNorm(dim),
     )
 
 
@@ -159,7 +160,7 @@ class HierViG(Backbone):
         )
         for s in self.out_indices:
             self.add_module(f"outnorm{s}", LayerNorm2d(dims[s]))
-        self._finish(compile)
+        self._finish(gla_impl, compile)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """[B, 3, H, W] -> normalised maps [B, C_s, H_s, W_s] of the stages in `out_indices`."""

@@ -3,31 +3,57 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vig_kernels import depthwise_conv3x3
+from vig_kernels import add_norm, depthwise_conv3x3
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    """x itself in float32 or float64, otherwise a float32 copy."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+def is_autocast(x: Tensor) -> bool:
+    """Whether in an autocast region for the device of x."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
-class RMSNorm(nn.Module):
+def type_of_products(x: Tensor) -> torch.dtype:
+    """That of an autocast region, else that of x."""
+    return torch.get_autocast_dtype(x.device.type) if is_autocast(x) else x.dtype
+
+
+class _Norm(nn.Module):
+    """Base of the norms over the last dimension, which compute in float32."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    eps: float
+    impl: str = "auto"  # see :func:`vig_kernels.add_norm`
+
+    def before_products(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """norm(x + branch), in the type that the products have which take it, and the sum."""
+        return add_norm(x, branch, self.weight, self.bias, self.eps, type_of_products(x), self.impl)
+
+
+class RMSNorm(_Norm):
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension, in float32; returns the type of x."""
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
+        self.register_parameter("bias", None)
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        x32 = at_least_float32(x)
-        return F.rms_norm(x32, self.weight.shape, self.weight.to(x32.dtype), self.eps).to(x.dtype)
+        return add_norm(x, None, self.weight, None, self.eps, impl=self.impl)[0]
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"
 
 
-class LayerNorm2d(nn.LayerNorm):
+class LayerNorm(_Norm, nn.LayerNorm):
+    """As torch's, also in that it returns float32 in an autocast region."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32) if is_autocast(x) else x.dtype
+        return add_norm(x, None, self.weight, self.bias, self.eps, dtype, self.impl)[0]
+
+
+class LayerNorm2d(LayerNorm):
     """LayerNorm over the channels of a map [B, C, H, W]; keeps a channels-last memory layout as it is."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,6 +15,11 @@ GATE_RANK = 16
 GATE_TEMPERATURE = 16
 
 
+def impl_around_the_scan(gla_impl: str) -> str:
+    """Of the other operators: they know no more than PyTorch (`naive`) and Triton."""
+    return gla_impl if gla_impl in ("auto", "triton") else "naive"
+
+
 class GLAMixer(nn.Module):
     """Mix the tokens of a map, [B, H, W, C] -> [B, H, W, C], in O(H * W).
 
@@ -34,7 +39,7 @@ class GLAMixer(nn.Module):
         self.num_heads = num_heads
         self.gla_impl = gla_impl
         self.activation = activation
-        self.in_proj = nn.Sequential(DepthwiseConv3x3(dim, activation, self._impl_around_the_scan()))
+        self.in_proj = nn.Sequential(DepthwiseConv3x3(dim, activation, impl_around_the_scan(gla_impl)))
         self.qkv_proj = nn.Linear(dim, 2 * dim, bias=False)
         self.gk_proj = nn.Sequential(nn.Linear(dim, GATE_RANK, bias=False), nn.Linear(GATE_RANK, dim))
         self.g_proj = nn.Linear(dim, dim)
@@ -42,12 +47,9 @@ class GLAMixer(nn.Module):
         self.g_norm = RMSNorm(dim // num_heads)
         self.l_norm = RMSNorm(dim // num_heads)
 
-    def _impl_around_the_scan(self) -> str:
-        return self.gla_impl if self.gla_impl in ("auto", "triton") else "naive"
-
     def forward(self, x: Tensor) -> Tensor:
         B, H, W, C = x.shape
-        h, impl = self.num_heads, self._impl_around_the_scan()
+        h, impl = self.num_heads, impl_around_the_scan(self.gla_impl)
         u = self.in_proj(x).flatten(1, 2)  # [B, L, C]
         (q, k, v, code, logits), gate_bias = self._project(u)
         to_gates = self.gk_proj[1]

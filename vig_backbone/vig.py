@@ -65,8 +65,9 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.attn_norm(x)))
-        return x + self.drop_path(self.mlp(self.mlp_norm(x)))
+        y, x = self.attn_norm.before_products(x)
+        y, x = self.mlp_norm.before_products(x, self.drop_path(self.attn(y)))
+        return x + self.drop_path(self.mlp(y))
 
 
 class ViG(Backbone):
@@ -120,7 +121,7 @@ class ViG(Backbone):
             for rate in drop_path_rates(drop_path_rate, depth)
         )
         self.norm = RMSNorm(dim)
-        self._finish(compile)
+        self._finish(gla_impl, compile)
 
     def init_from_scratch(self) -> None:
         super().init_from_scratch()
