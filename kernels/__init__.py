@@ -4,5 +4,6 @@ from .depthwise import depthwise_conv3x3
 from .gla import bidirectional_gla, log_gates
 from .injection import locality_injection
 from .norm import add_norm
+from .swiglu import linear_swiglu
 
-__all__ = ["add_norm", "bidirectional_gla", "depthwise_conv3x3", "locality_injection", "log_gates"]
+__all__ = ["add_norm", "bidirectional_gla", "depthwise_conv3x3", "linear_swiglu", "locality_injection", "log_gates"]

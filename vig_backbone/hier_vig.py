@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .base import Backbone, FeatureInfo, check_frozen_stages, lookup_arch, resolve_indices
-from .layers import DropPath, LayerNorm, LayerNorm2d, PatchConv, drop_path_rates, swiglu
+from .layers import DropPath, GatedLinear, LayerNorm, LayerNorm2d, PatchConv, drop_path_rates
 from .mixer import GLAMixer
 
 # dim and num_heads are those of the first stage; both double from stage to stage.
@@ -49,11 +49,11 @@ class Mlp(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         hidden_dim = swiglu_width(dim)
-        self.fc1 = nn.Linear(dim, 2 * hidden_dim, bias=False)
+        self.fc1 = GatedLinear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(swiglu(self.fc1(x)))
+        return self.fc2(self.fc1(x))
 
 
 class Block(nn.Module):

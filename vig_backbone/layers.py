@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vig_kernels import add_norm, depthwise_conv3x3
+from vig_kernels import add_norm, depthwise_conv3x3, linear_swiglu
 
 
 def is_autocast(x: Tensor) -> bool:
@@ -127,10 +127,16 @@ class DropPath(nn.Module):
         return f"rate={self.rate}"
 
 
-def swiglu(gate_and_value: Tensor) -> Tensor:
-    """[.., 2D] -> SiLU(first half) * second half, [.., D]."""
-    gate, value = gate_and_value.chunk(2, dim=-1)
-    return F.silu(gate) * value
+class GatedLinear(nn.Linear):
+    """Tokens [.., C] -> SiLU(first half) * second half of a linear layer without bias to 2 D channels, [.., D]."""
+
+    impl: str = "auto"  # see :func:`vig_kernels.linear_swiglu`
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__(dim, 2 * hidden_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear_swiglu(x, self.weight, self.impl)
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Backbone, FeatureInfo, check_frozen_stages, lookup_arch, resolve_indices
-from .layers import DropPath, LayerNorm2d, PatchConv, RMSNorm, drop_path_rates, swiglu
+from .layers import DropPath, GatedLinear, LayerNorm2d, PatchConv, RMSNorm, drop_path_rates
 from .mixer import GLAMixer
 
 # `activation` puts a SiLU behind the depthwise convolution and before the output projection of the mixer.
@@ -44,11 +44,11 @@ class ConvStem(nn.Module):
 class SwiGLU(nn.Module):
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(dim, 2 * hidden_dim, bias=False)
+        self.gate_proj = GatedLinear(dim, hidden_dim)
         self.down_proj = nn.Linear(hidden_dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x)))
+        return self.down_proj(self.gate_proj(x))
 
 
 class Block(nn.Module):
