@@ -68,7 +68,7 @@ def test_tiles(device, poisoned_memory, monkeypatch, tile):
     ("M", "C", "D", "tile"),
     [
         (32768, 192, 512, (128, 64, 64)),
-        (131072, 96, 256, (128, 64, 32)),  # the depth divides the channels
+        (131072, 96, 256, (64, 64, 32)),  # the depth divides the channels
         (2048, 768, 2048, (128, 64, 64)),
         (2048, 100, 512, (64, 64, 64)),
         (196, 384, 1024, (64, 32, 64)),
@@ -85,10 +85,11 @@ def test_tiles_are_as_large_as_keep_a_gpu_busy(monkeypatch, M, C, D, tile):
 
 @pytest.mark.gpu
 def test_offsets_beyond_32_bits():
+    """Of the kernel forward: cuBLAS, in the backward pass, does not take rows that far apart either."""
     memory = torch.empty(3 * 2**30, dtype=torch.bfloat16, device="cuda")
     x = memory.as_strided((3, 64), (2**30, 1)).normal_()
     weight = torch.randn(32, 64, dtype=torch.bfloat16, device="cuda")
-    assert all(torch.equal(a, e) for a, e in zip(run([x, weight]), run([x.contiguous(), weight])))
+    assert torch.equal(linear_swiglu(x, weight, impl="triton"), linear_swiglu(x.contiguous(), weight, impl="triton"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
