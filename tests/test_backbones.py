@@ -474,6 +474,37 @@ def test_depthwise_convolution_is_local_and_zero_padded():
     assert relative_error(conv(x), expected) < 1e-6
 
 
+class Wrapped(nn.Module):
+    """As adapters do it: another module in the place of a linear layer, which calls that."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+        self.added = nn.Parameter(torch.zeros(linear.out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.added
+
+
+@pytest.mark.parametrize("names", [("qkv_proj",), ("gk_proj.0", "g_proj")], ids=str)
+def test_projections_that_were_replaced_are_called(names):
+    mixer, x = GLAMixer(24, 2), torch.randn(1, 5, 7, 24)
+    expected = mixer(x)
+    for name in names:
+        mixer.set_submodule(name, Wrapped(mixer.get_submodule(name)))
+    assert relative_error(mixer(x), expected) < 1e-6
+    with torch.no_grad():
+        mixer.get_submodule(names[0]).added.fill_(1)
+    assert relative_error(mixer(x), expected) > 1e-3
+
+
+def test_expansion_of_the_gates_cannot_be_replaced():
+    mixer = GLAMixer(24, 2)
+    mixer.gk_proj[1] = Wrapped(mixer.gk_proj[1])
+    with pytest.raises(TypeError, match=r"gk_proj\[1\] is a Wrapped.*exclude gk_proj.1 from adapters"):
+        mixer(torch.randn(1, 5, 7, 24))
+
+
 def test_position_embedding_is_itself_on_its_own_grid_and_keeps_its_mean_on_others():
     model = make(ViG)
     assert torch.equal(model._pos_embed(14, 14).flatten(1, 2), model.pos_embed)
