@@ -474,6 +474,15 @@ def test_depthwise_convolution_is_local_and_zero_padded():
     assert relative_error(conv(x), expected) < 1e-6
 
 
+@pytest.mark.parametrize(("gla_impl", "around"), [("auto", "auto"), ("triton", "triton"), ("chunk", "naive")])
+def test_implementation_of_the_scan_decides_on_that_of_all_operators(family, gla_impl, around):
+    with torch.device("meta"):
+        model = family("tiny", gla_impl=gla_impl)
+    impls = {module.impl for module in model.modules() if hasattr(module, "impl")}
+    assert impls == {around}
+    assert {module.gla_impl for module in model.modules() if isinstance(module, GLAMixer)} == {gla_impl}
+
+
 class Wrapped(nn.Module):
     """As adapters do it: another module in the place of a linear layer, which calls that."""
 
