@@ -82,7 +82,7 @@ class _Launch:
     constants: dict[str, Any]
     places: list[tuple[int, int]] = field(default_factory=list)  # of tensors: argument, slot
     last_uses: list[int] = field(default_factory=list)  # slots
-    start: Callable[..., Any] | None = None  # the compiled kernel on the grid
+    compiled: tuple[Callable[..., Any], list[Any]] | None = None  # on the grid; its arguments, constants included
 
     def finish(self, slots: dict[int, int], used_later: set[int]) -> None:
         self.places = [(i, slots[id(x)]) for i, x in enumerate(self.args) if isinstance(x, Tensor)]
@@ -91,18 +91,17 @@ class _Launch:
         self.args = [None if isinstance(x, Tensor) else x for x in self.args]
 
     def run(self, tensors: list[Tensor | None], device: torch.device) -> None:
-        args = self.args.copy()
+        start, args = self.compiled or (None, self.args)
+        args = args.copy()
         for i, slot in self.places:
             args[i] = tensors[slot]
-        if self.start is not None:
-            self.start(*args)
+        if start is not None:
+            start(*args)
         else:
             compiled = self.kernel[self.grid](*args, **self.constants)
             if not INTERPRETED:
-                # A compiled kernel takes all arguments in their order, constants included.
                 names = list(self.kernel.signature.parameters)[len(args) :]
-                self.args += [self.constants[name] for name in names]
-                self.start = compiled[self.grid]
+                self.compiled = compiled[self.grid], self.args + [self.constants[name] for name in names]
         for slot in self.last_uses:
             tensors[slot] = None
 

@@ -1,5 +1,9 @@
 """Plans: what an operator allocates and launches, recorded once for all tensors that look alike."""
 
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -76,6 +80,53 @@ def test_no_more_plans_than_allowed(device, monkeypatch):
     for n in (40, 30, 20, 30, 40):
         torch.testing.assert_close(plans.call(record, (x[:n], x[:n], None), 2.0)[0], 7 * x[:n])
     assert [n for (n,) in recordings] == [40, 30, 20, 40]
+
+
+class Kernel:
+    """Stands for a kernel of Triton's on a GPU: the first launch gives the compiled one, which takes all arguments."""
+
+    def __init__(self, name: str, launches: list[tuple]) -> None:
+        self.name, self.launches = name, launches
+        self.signature = inspect.signature(lambda x, y, out, n, factor, BLOCK, WIDE: None)
+
+    def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., "Kernel"]:
+        def launch(*args: Any, **constants: Any) -> "Kernel":
+            self.launches.append((self.name, grid, args, constants))
+            return Kernel("compiled", self.launches)
+
+        return launch
+
+    def warmup(self, *args: Any, **constants: Any) -> None:
+        self.launches.append(("warmup", constants.pop("grid"), args, constants))
+
+
+def test_compiled_kernels_get_their_arguments_in_order(monkeypatch):
+    launches: list[tuple] = []
+    kernel = Kernel("new", launches)
+
+    def record_two(plan: plans.Plan, x: Tensor, y: None) -> tuple[Tensor]:
+        outs = plan.empty(3, dtype=x.dtype), plan.empty(3, dtype=x.dtype)
+        plan.launch(kernel, (2,), x, y, outs[0], 3, 0.5, WIDE=True, BLOCK=16, num_warps=4)
+        plan.launch(kernel, (2,), x, outs[0], outs[1], 3, 0.5, WIDE=True, BLOCK=16, num_warps=4)
+        return (outs[1],)
+
+    monkeypatch.setattr(plans, "INTERPRETED", False)
+    monkeypatch.setattr(plans, "_compiled", set())
+    for _ in range(2):
+        x = torch.zeros(3)
+        (out,) = plans.call(record_two, (x, None))
+    constants = dict(WIDE=True, BLOCK=16, num_warps=4)
+    names = [name for name, *_ in launches]
+    assert names == ["warmup", "warmup", "new", "new", "compiled", "compiled"]
+    assert all(grid == (2, 1, 1) for _, grid, _, _ in launches)
+    assert all(given == constants for _, _, _, given in launches[:4])
+    _, _, args, given = launches[-1]
+    assert args[0] is x
+    assert args[1] is launches[-2][2][2]  # what the launch before writes
+    assert args[2] is out
+    assert args[3:] == (3, 0.5, 16, True)
+    assert not given
+    assert launches[-2][2][1] is None
 
 
 @pytest.mark.gpu
