@@ -12,20 +12,22 @@ from torch import Tensor
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
 
-def require_gpu(x: Tensor, other: str) -> None:
-    """Refuse tensors that are not on a GPU, outside of Triton's interpreter.
+def check_input(x: Tensor, other: str) -> None:
+    """Refuse tensors that no Triton kernel takes: on a CPU, outside of Triton's interpreter, and in float64.
 
     Args:
-        other: the implementation that runs anywhere, for the message.
+        other: the implementation that takes any, for the message.
 
     Raises:
-        RuntimeError: with what to do.
+        RuntimeError, TypeError: with what to do.
     """
     if x.device.type != "cuda" and not INTERPRETED:
         raise RuntimeError(
             f"impl='triton' needs CUDA tensors, got {x.device}: use impl={other!r}, or set TRITON_INTERPRET=1 before "
             "Python starts to run the kernels in Triton's (slow) interpreter"
         )
+    if x.dtype == torch.float64:
+        raise TypeError(f"impl='triton' has no float64 form: use impl={other!r}, or float32")
 
 
 def on_device(x: Tensor) -> torch.cuda.device:
@@ -41,6 +43,11 @@ def strides(*tensors: Tensor) -> list[int]:
 def with_unit_stride(*tensors: Tensor) -> list[Tensor]:
     """The tensors, copied where the numbers of their last dimension are not neighbours."""
     return [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
+
+
+def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Each of them, where there is one."""
+    return tuple(None if x is None else x.contiguous() for x in tensors)
 
 
 # Triton's own of these two take microseconds.

@@ -9,10 +9,10 @@ from torch.utils.flop_counter import register_flop_formula
 
 from ..launch import (
     ceil_div,
+    check_input,
     multiprocessors,
     power_of_2_from,
     register_autocast,
-    require_gpu,
     strides,
     with_unit_stride,
 )
@@ -43,9 +43,7 @@ def triton_depthwise_conv3x3(x: Tensor, weight: Tensor, activation: bool) -> Ten
         TypeError: for float64.
         RuntimeError: for tensors that are not on a GPU, outside of Triton's interpreter.
     """
-    require_gpu(x, "naive")
-    if x.dtype == torch.float64:
-        raise TypeError("impl='triton' has no float64 form: use impl='naive', or float32")
+    check_input(x, "naive")
     return _forward(x, weight, activation)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.utils.flop_counter import register_flop_formula
 
-from ..launch import ceil_div, multiprocessors, power_of_2_from, require_gpu, with_unit_stride
+from ..launch import ceil_div, check_input, multiprocessors, power_of_2_from, with_unit_stride
 from ..plans import Plan, call
 from . import triton_kernels as kernels
 from .gates import MAX_RANK
@@ -31,9 +31,7 @@ def triton_log_gates(
         ValueError: for a code that is too long.
         RuntimeError: for tensors that are not on a GPU, outside of Triton's interpreter.
     """
-    require_gpu(code, "naive")
-    if code.dtype == torch.float64:
-        raise TypeError("impl='triton' has no float64 form: use impl='naive', or float32")
+    check_input(code, "naive")
     if code.shape[-1] > MAX_RANK:
         raise ValueError(
             f"impl='triton' takes codes of up to {MAX_RANK} numbers, got {code.shape[-1]}: use impl='naive'"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.utils.flop_counter import register_flop_formula
 
-from ..launch import register_autocast, require_gpu, with_unit_stride
+from ..launch import check_input, register_autocast, with_unit_stride
 from ..plans import Plan, call
 from . import triton_launches
 from .triton_launches import Launches, num_chunks, state_dtype
@@ -43,9 +43,7 @@ def triton_bidirectional_gla(
         TypeError: if q, k and v differ in type, or have a type that Triton does not multiply (float64).
         RuntimeError: for tensors that are not on a GPU, outside of Triton's interpreter.
     """
-    require_gpu(q, "chunk")
-    if q.dtype == torch.float64:
-        raise TypeError("impl='triton' has no float64 form: use impl='chunk', or float32")
+    check_input(q, "chunk")
     if log_gate_fwd.dtype != log_gate_bwd.dtype:
         dtype = torch.promote_types(log_gate_fwd.dtype, log_gate_bwd.dtype)
         log_gate_fwd, log_gate_bwd = log_gate_fwd.to(dtype), log_gate_bwd.to(dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from ..launch import ceil_div, multiprocessors, power_of_2_from, require_gpu, strides, with_unit_stride
+from ..launch import ceil_div, check_input, contiguous, multiprocessors, power_of_2_from, strides, with_unit_stride
 from ..plans import Plan, call
 from . import triton_kernels as kernels
 
@@ -34,14 +34,8 @@ def triton_locality_injection(
         TypeError: for float64.
         RuntimeError: for tensors that are not on a GPU, outside of Triton's interpreter.
     """
-    require_gpu(scan, "naive")
-    if scan.dtype == torch.float64:
-        raise TypeError("impl='triton' has no float64 form: use impl='naive', or float32")
+    check_input(scan, "naive")
     return _forward(scan, local, gate_logits, gate_bias, scan_weight, local_weight, eps, activation)
-
-
-def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(None if x is None else x.contiguous() for x in tensors)
 
 
 def _blocks(V: int) -> dict[str, int]:
@@ -54,7 +48,7 @@ def _forward(
     scan: Tensor, local: Tensor, gate_logits: Tensor, gate_bias: Tensor | None, scan_weight: Tensor,
     local_weight: Tensor, eps: float, activation: bool,
 ) -> Tensor:  # fmt: skip
-    inputs = *with_unit_stride(scan, local, gate_logits), *_contiguous(gate_bias, scan_weight, local_weight)
+    inputs = *with_unit_stride(scan, local, gate_logits), *contiguous(gate_bias, scan_weight, local_weight)
     return call(_record_forward, inputs, eps, activation)[0]
 
 
@@ -79,7 +73,7 @@ def _backward(
     local_weight: Tensor, grad_out: Tensor, eps: float, activation: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     scan, local, gate_logits, grad_out = with_unit_stride(scan, local, gate_logits, grad_out)
-    inputs = scan, local, gate_logits, *_contiguous(gate_bias, scan_weight, local_weight), grad_out
+    inputs = scan, local, gate_logits, *contiguous(gate_bias, scan_weight, local_weight), grad_out
     *grads, dweights = call(_record_backward, inputs, eps, activation)
     return *grads, dweights[:, 0].sum(0).to(scan_weight.dtype), dweights[:, 1].sum(0).to(local_weight.dtype)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from ..launch import ceil_div, multiprocessors, power_of_2_from, require_gpu
+from ..launch import ceil_div, check_input, contiguous, multiprocessors, power_of_2_from
 from ..plans import Plan, call
 from . import triton_kernels as kernels
 from .dispatch import MAX_CHANNELS
@@ -29,9 +29,7 @@ def triton_add_norm(
         ValueError: for too many channels.
         RuntimeError: for tensors that are not on a GPU, outside of Triton's interpreter.
     """
-    require_gpu(x, "naive")
-    if torch.float64 in (x.dtype, dtype):
-        raise TypeError("impl='triton' has no float64 form: use impl='naive', or float32")
+    check_input(x, "naive")
     if x.shape[-1] > MAX_CHANNELS:
         raise ValueError(f"impl='triton' takes up to {MAX_CHANNELS} channels, got {x.shape[-1]}: use impl='naive'")
     y, total = _forward(x, branch, weight, bias, eps, dtype)
@@ -43,15 +41,11 @@ def _tile(C: int) -> dict[str, int]:
     return dict(C=C, BC=BC, ROWS=max(TILE // BC, 1), num_warps=4)
 
 
-def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(None if x is None else x.contiguous() for x in tensors)
-
-
 @torch.library.custom_op("vig::add_norm", mutates_args=())
 def _forward(
     x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    y, *total = call(_record_forward, _contiguous(x, branch, weight, bias), eps, dtype)
+    y, *total = call(_record_forward, contiguous(x, branch, weight, bias), eps, dtype)
     return y, total[0] if total else x.new_empty(0)
 
 
@@ -74,7 +68,7 @@ def _backward(
     branch_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, branch, weight and bias, the latter two in float32; of size 0 where there is none."""
-    inputs = _contiguous(total, weight, dy, dtotal)
+    inputs = contiguous(total, weight, dy, dtotal)
     dx, *dbranch, dweights = call(_record_backward, inputs, eps, centred, branch_dtype)
     nothing = dx.new_empty(0)
     dbias = dweights[:, 1].sum(0) if centred else dweights.new_empty(0)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.utils.flop_counter import register_flop_formula
 
-from ..launch import ceil_div, multiprocessors, power_of_2_from, register_autocast, require_gpu, with_unit_stride
+from ..launch import ceil_div, check_input, multiprocessors, power_of_2_from, register_autocast, with_unit_stride
 from ..plans import Plan, call
 from . import triton_kernels as kernels
 
@@ -32,9 +32,7 @@ def triton_linear_swiglu(x: Tensor, weight: Tensor) -> Tensor:
         TypeError: for float64.
         RuntimeError: for tensors that are not on a GPU, outside of Triton's interpreter.
     """
-    require_gpu(x, "naive")
-    if x.dtype == torch.float64:
-        raise TypeError("impl='triton' has no float64 form: use impl='naive', or float32")
+    check_input(x, "naive")
     return _forward(x, weight.to(x.dtype))
 
 
