@@ -52,6 +52,16 @@ def check_types_and_devices(tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name} is on {tensor.device}, {first_name} on {first.device}: move them to one device")
 
 
+def is_autocast(x: Tensor) -> bool:
+    """Whether in an autocast region for the device of x."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
+def type_of_products(x: Tensor) -> torch.dtype:
+    """That of an autocast region, else that of x."""
+    return torch.get_autocast_dtype(x.device.type) if is_autocast(x) else x.dtype
+
+
 def triton_runs_on(x: Tensor) -> bool:
     """Whether the Triton kernels take tensors like this: an NVIDIA GPU with bfloat16 products, anything but float64."""
     if x.device.type != "cuda" or x.dtype == torch.float64 or not HAS_TRITON:

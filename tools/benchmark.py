@@ -86,6 +86,7 @@ from _timing import (
     describe_machine,
     peak_bytes,
     queued_times,
+    seconds_of,
     short_reason,
     time_limit,
     warm_up,
@@ -153,10 +154,7 @@ class Benchmark:
         row.class_name = type(workload.model).__name__
         row.parameters = sum(x.numel() for x in workload.model.parameters())
         run = step = workload.step(row.path)
-        start = time.perf_counter()
-        step()
-        self.synchronize()
-        row.first_s = time.perf_counter() - start
+        row.first_s = seconds_of(step, self.synchronize)
         if self.setup.device.type == "cuda":
             row.peak_bytes = workload.held_bytes() + peak_bytes(step)
         if row.path == GRAPHED:

@@ -4,16 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from vig_kernels import add_norm, depthwise_conv3x3, linear_swiglu
-
-
-def is_autocast(x: Tensor) -> bool:
-    """Whether in an autocast region for the device of x."""
-    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
-
-
-def type_of_products(x: Tensor) -> torch.dtype:
-    """That of an autocast region, else that of x."""
-    return torch.get_autocast_dtype(x.device.type) if is_autocast(x) else x.dtype
+from vig_kernels.arguments import is_autocast, type_of_products
 
 
 class _Norm(nn.Module):
@@ -77,9 +68,7 @@ class PatchConv(nn.Conv2d):
         x = F.pad(x, (0, (W + s - 1) // s * s - W, 0, (H + s - 1) // s * s - H))
         if not x.is_cuda:
             return super().forward(x.contiguous(memory_format=torch.channels_last))
-        if torch.is_autocast_enabled("cuda"):
-            x = x.to(torch.get_autocast_dtype("cuda"))
-        return conv_by_blocks(x, self.weight, self.bias, s)
+        return conv_by_blocks(x.to(type_of_products(x)), self.weight, self.bias, s)
 
 
 def conv_by_blocks(x: Tensor, weight: Tensor, bias: Tensor | None, s: int) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..arguments import HAS_TRITON, check_types_and_devices, named_implementation, triton_runs_on
+from ..arguments import HAS_TRITON, check_types_and_devices, named_implementation, triton_runs_on, type_of_products
 from .naive import naive_linear_swiglu
 
 
@@ -47,13 +47,8 @@ def linear_swiglu(x: Tensor, weight: Tensor, impl: str = "auto") -> Tensor:
     """
     _check_arguments(x, weight)
     if impl == "auto":
-        impl = "triton" if triton_runs_on(x) and _type_of_product(x) != torch.float32 else "naive"
+        impl = "triton" if triton_runs_on(x) and type_of_products(x) != torch.float32 else "naive"
     return named_implementation(impl, IMPLEMENTATIONS)(x, weight)
-
-
-def _type_of_product(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _check_arguments(x: Tensor, weight: Tensor) -> None:
