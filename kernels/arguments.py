@@ -72,3 +72,8 @@ def triton_runs_on(x: Tensor) -> bool:
 @torch.compiler.assume_constant_result
 def _has_bfloat16_products(index: int | None) -> bool:
     return torch.version.cuda is not None and torch.cuda.get_device_capability(index) >= (8, 0)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x itself, or in float32 if its type is of lower precision."""
+    return x.float() if x.itemsize < 4 else x
