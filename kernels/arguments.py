@@ -77,3 +77,8 @@ def _has_bfloat16_products(index: int | None) -> bool:
 def at_least_float32(x: Tensor) -> Tensor:
     """x itself, or in float32 if its type is of lower precision."""
     return x.float() if x.itemsize < 4 else x
+
+
+def without_autocast(x: Tensor) -> torch.autocast:
+    """A region in which products have the type of their tensors, on the device of x."""
+    return torch.autocast(x.device.type, enabled=False)

@@ -89,7 +89,7 @@ def test_every_family_has_its_six_configs() -> None:
 def test_segmentation_config_trains_and_predicts(path: Path) -> None:
     cfg = load_config(path)
     cfg.model.data_preprocessor.size = (64, 96)
-    cfg.model.test_cfg.update(mode="whole")
+    cfg.model.test_cfg.update(mode="whole", with_scores=True)
     cfg.model.backbone.drop_path_rate = 0.0  # every parameter takes part in one step
     from mmengine.model import revert_sync_batchnorm
 
@@ -101,7 +101,7 @@ def test_segmentation_config_trains_and_predicts(path: Path) -> None:
     result = model.test_step(seg_batch([(H, W)], 150))[0]
     assert result.pred_sem_seg.data.shape == (1, H, W)
     assert result.pred_sem_seg.data.max() < 150
-    assert torch.isfinite(result.seg_logits.data).all()
+    assert torch.isfinite(result.seg_scores.data).all()
 
 
 @pytest.mark.parametrize("path", DET, ids=lambda p: p.stem)

@@ -113,6 +113,14 @@ def test_low_precision_and_strides(device, impl, dtype):
 
 
 @FORMS
+def test_an_autocast_region_changes_nothing(device, impl):
+    x, maps = torch.randn(1, 9, 4, 6, device=device), bilinear((4, 6), (9, 11))
+    with torch.autocast(device, torch.bfloat16):
+        _, actual = resized_argmax(x, *maps, with_scores=True, impl=impl)
+    assert torch.equal(actual, resized_argmax(x, *maps, with_scores=True, impl=impl)[1])
+
+
+@FORMS
 def test_without_scores(device, impl):
     x, maps = torch.randn(1, 9, 4, 6, device=device), bilinear((4, 6), (9, 11))
     classes, scores = resized_argmax(x, *maps, impl=impl)

@@ -84,6 +84,16 @@ def test_low_precision_is_interpolated_in_float32(device, impl, dtype):
     assert relative_error(grad, expected[2]) < 1.1 * relative_error(expected[2].to(dtype), expected[2])
 
 
+@FORMS
+def test_an_autocast_region_changes_nothing(device, impl):
+    logits, labels = make_inputs(device, 2, 21, (5, 4), (11, 9))
+    expected = run(logits, labels, impl)
+    with torch.autocast(device, torch.bfloat16):
+        actual = run(logits, labels, impl)
+    for a, e in zip(actual, expected):
+        assert torch.equal(a, e)
+
+
 def test_float64_in_chunks():
     inputs = make_inputs("cpu", 2, 5, (4, 6), (15, 24))
     logits = inputs[0].double()

@@ -7,7 +7,7 @@ _base_ = [
     "mmdet::_base_/schedules/schedule_1x.py",
     "mmdet::_base_/default_runtime.py",
 ]
-custom_imports = dict(imports=["vig_backbone", "vig_backbone.openmmlab.det_tta"], allow_failed_imports=False)
+custom_imports = dict(imports=["vig_backbone"], allow_failed_imports=False)
 
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=1000),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..arguments import HAS_TRITON, check_types_and_devices, named_implementation, triton_runs_on
+from ..arguments import HAS_TRITON, check_types_and_devices, named_implementation, triton_runs_on, without_autocast
 from ..resampling import Resampling
 from .chunk import chunk_resized_argmax
 from .naive import naive_resized_argmax
@@ -59,5 +59,7 @@ def resized_argmax(
     check_types_and_devices({"logits": logits})
     if impl == "auto":
         impl = "triton" if triton_runs_on(logits) else "chunk"
-    classes, scores = named_implementation(impl, IMPLEMENTATIONS)(logits.detach(), rows, columns, with_scores)
+    implementation = named_implementation(impl, IMPLEMENTATIONS)
+    with without_autocast(logits):
+        classes, scores = implementation(logits.detach(), rows, columns, with_scores)
     return classes, scores if with_scores else None

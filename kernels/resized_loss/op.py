@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from ..arguments import at_least_float32
+from ..arguments import at_least_float32, without_autocast
 from . import chunk
 
 
@@ -29,14 +29,16 @@ def apply(impl: str, logits: Tensor, labels: Tensor, ignore_index: int, align_co
 def _forward(
     logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _form(impl).forward(logits, labels, ignore_index, align_corners)
+    with without_autocast(logits):
+        return _form(impl).forward(logits, labels, ignore_index, align_corners)
 
 
 @torch.library.custom_op("vig::resized_cross_entropy_backward", mutates_args=())
 def _backward(
     logits: Tensor, labels: Tensor, norm: Tensor, grad_loss: Tensor, ignore_index: int, align_corners: bool, impl: str
 ) -> Tensor:
-    return _form(impl).backward(logits, labels, norm, grad_loss, ignore_index, align_corners)
+    with without_autocast(logits):
+        return _form(impl).backward(logits, labels, norm, grad_loss, ignore_index, align_corners)
 
 
 @_forward.register_fake

@@ -11,6 +11,7 @@ custom_imports = dict(imports=["vig_backbone"], allow_failed_imports=False)
 
 crop_size = (512, 512)
 model = dict(
+    type="FusedEncoderDecoder",  # "EncoderDecoder" does the same with logits of full resolution
     data_preprocessor=dict(size=crop_size),
     decode_head=dict(num_classes=150),
     auxiliary_head=dict(num_classes=150),

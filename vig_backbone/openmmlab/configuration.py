@@ -111,6 +111,8 @@ def use_tta(cfg: Config) -> None:
     missing = [field for field in ("tta_model", "tta_pipeline") if field not in cfg]
     if missing:
         raise ConfigError(f"--tta: the config has no {' and no '.join(missing)}")
+    if cfg.model.type == "FusedEncoderDecoder":
+        cfg.model.test_cfg.keep_logits = True  # which mmseg merges
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     if cfg.default_scope == "mmdet":

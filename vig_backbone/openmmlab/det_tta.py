@@ -1,11 +1,9 @@
 """Test-time augmentation for detectors that also predict masks."""
 
 from mmdet.models import DetTTAModel
-from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 
 
-@MODELS.register_module()
 class BoxTTAModel(DetTTAModel):
     """mmdet's DetTTAModel, which merges boxes and refuses masks, for Mask R-CNN: the masks are left out."""
 

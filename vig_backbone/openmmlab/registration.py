@@ -10,6 +10,7 @@ from .data_hook import CheckDataHook
 from .distributed import GlooDataParallel
 from .draw_hook import DrawPredictionsHook
 from .evaluate_first_hook import EvaluateFirstHook
+from .lazy import register_lazily
 
 MODULES: dict[Registry, tuple[type, ...]] = {
     MODELS: (ViG, HierViG, SimpleFeaturePyramid),
@@ -17,10 +18,21 @@ MODULES: dict[Registry, tuple[type, ...]] = {
     HOOKS: (AtomicCheckpointHook, CheckDataHook, DrawPredictionsHook, EvaluateFirstHook),
 }
 
+# Classes built on those of mmdet or mmseg, and the modules that have them.
+LAZY: dict[Registry, dict[str, str]] = {
+    MODELS: {
+        "BoxTTAModel": ".det_tta",
+        "FusedEncoderDecoder": ".fused_segmentor",
+    },
+}
+
 
 def register_modules() -> None:
-    """Register everything in MODULES under its class name. Idempotent."""
+    """Register everything in MODULES and LAZY under its class name. Idempotent."""
     for registry, classes in MODULES.items():
         for cls in classes:
             if registry.module_dict.get(cls.__name__) is not cls:
                 registry.register_module(module=cls)
+    for registry, modules in LAZY.items():
+        for name, module in modules.items():
+            register_lazily(registry, name, module)
