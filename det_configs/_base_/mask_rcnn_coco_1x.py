@@ -16,11 +16,12 @@ param_scheduler = [
 optim_wrapper = dict(
     _delete_=True,
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
     # flat: every 1-D parameter (norms, biases), whatever class its module has.
     paramwise_cfg=dict(flat_decay_mult=0.0, custom_keys={"pos_embed": dict(decay_mult=0.0)}),
 )
 default_hooks = dict(
+    runtime_info=dict(type="DeferredRuntimeInfoHook"),
     checkpoint=dict(type="AtomicCheckpointHook", interval=1, max_keep_ckpts=2, save_best="coco/segm_mAP"),
 )
 custom_hooks = [dict(type="CheckDataHook")]

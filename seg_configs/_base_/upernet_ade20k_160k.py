@@ -23,7 +23,7 @@ auto_scale_lr = dict(enable=False, base_batch_size=16)
 optim_wrapper = dict(
     _delete_=True,
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01),
+    optimizer=dict(type="AdamW", lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01, fused=True),
     # flat: every 1-D parameter (norms, biases), whatever class its module has.
     paramwise_cfg=dict(flat_decay_mult=0.0, custom_keys={"pos_embed": dict(decay_mult=0.0)}),
 )
@@ -32,6 +32,7 @@ param_scheduler = [
     dict(type="PolyLR", eta_min=0.0, power=1.0, by_epoch=False, begin=1500, end=160000),
 ]
 default_hooks = dict(
+    runtime_info=dict(type="DeferredRuntimeInfoHook"),
     checkpoint=dict(type="AtomicCheckpointHook", interval=8000, max_keep_ckpts=2, save_best="mIoU"),
 )
 custom_hooks = [dict(type="CheckDataHook")]

@@ -11,11 +11,18 @@ from .distributed import GlooDataParallel
 from .draw_hook import DrawPredictionsHook
 from .evaluate_first_hook import EvaluateFirstHook
 from .lazy import register_lazily
+from .runtime_info_hook import DeferredRuntimeInfoHook
 
 MODULES: dict[Registry, tuple[type, ...]] = {
     MODELS: (ViG, HierViG, SimpleFeaturePyramid),
     MODEL_WRAPPERS: (GlooDataParallel,),
-    HOOKS: (AtomicCheckpointHook, CheckDataHook, DrawPredictionsHook, EvaluateFirstHook),
+    HOOKS: (
+        AtomicCheckpointHook,
+        CheckDataHook,
+        DeferredRuntimeInfoHook,
+        DrawPredictionsHook,
+        EvaluateFirstHook,
+    ),
 }
 
 # Classes built on those of mmdet or mmseg, and the modules that have them.
