@@ -1,7 +1,6 @@
 """FusedEncoderDecoder against mmseg's EncoderDecoder: losses, accuracy, gradients and label maps."""
 
 import copy
-import logging
 
 import pytest
 import torch
@@ -163,10 +162,17 @@ def test_all_pixels_ignored(options):
     assert not any(g.any() for g in gradients)
 
 
-def test_heads_with_other_losses_compute_them_by_themselves(caplog):
+def test_heads_with_other_losses_compute_them_by_themselves(monkeypatch):
+    from vig_backbone.openmmlab import fused_segmentor
+
+    messages = []
+    monkeypatch.setattr(fused_segmentor, "print_log", lambda message, **options: messages.append(message))
     dice = dict(type="DiceLoss", loss_name="loss_dice")
-    with caplog.at_level(logging.WARNING, logger="current"):
-        assert_same_training(head(), head(loss_decode=[entropy(), dice]))
+    assert_same_training(head(), head(loss_decode=[entropy(), dice]))
+    assert messages == [
+        "auxiliary_head (FCNHead) computes its loss from logits of full resolution: "
+        "loss_decode is not CrossEntropyLoss over softmax alone"
+    ]
     model = build("FusedEncoderDecoder", head(), head(loss_decode=[entropy(), dice]))
     assert model._plain_heads == {model.auxiliary_head}
 

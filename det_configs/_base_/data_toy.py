@@ -34,6 +34,7 @@ metainfo = dict(classes=classes, palette=palette)
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
+    pin_memory=False,  # a CPU has nothing to pin for
     dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline),
 )
 val_dataloader = dict(num_workers=1, dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline))

@@ -9,6 +9,25 @@ _base_ = [
 ]
 custom_imports = dict(imports=["vig_backbone"], allow_failed_imports=False)
 
+model = dict(
+    type="BatchedMaskRCNN",  # "MaskRCNN" does the same image by image
+    data_preprocessor=dict(type="FastDetPreprocessor"),
+)
+
+# The stock pipeline, from transforms that are lighter and give the same; a batch travels as one block of memory.
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="FastLoadDetAnnotations", with_bbox=True, with_mask=True),
+    dict(type="Resize", scale=(1333, 800), keep_ratio=True),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="FastPackDetInputs"),
+]
+train_dataloader = dict(
+    num_workers=4,
+    collate_fn=dict(type="packed_collate"),
+    pin_memory=True,
+    dataset=dict(pipeline=train_pipeline),
+)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.001, by_epoch=False, begin=0, end=1000),
     dict(type="MultiStepLR", by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1),

@@ -37,6 +37,7 @@ dataset = dict(
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
+    pin_memory=False,  # a CPU has nothing to pin for
     dataset=dict(
         _delete_=True,
         **dataset,

@@ -12,12 +12,27 @@ custom_imports = dict(imports=["vig_backbone"], allow_failed_imports=False)
 crop_size = (512, 512)
 model = dict(
     type="FusedEncoderDecoder",  # "EncoderDecoder" does the same with logits of full resolution
-    data_preprocessor=dict(size=crop_size),
+    data_preprocessor=dict(type="FastSegPreprocessor", size=crop_size),
     decode_head=dict(num_classes=150),
     auxiliary_head=dict(num_classes=150),
 )
 
-train_dataloader = dict(batch_size=2)
+# The stock pipeline, from transforms that are lighter and give the same; a batch travels as one block of memory.
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", reduce_zero_label=True),
+    dict(type="RandomResize", scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type="FastRandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="FastPhotoMetricDistortion"),
+    dict(type="FastPackSegInputs"),
+]
+train_dataloader = dict(
+    batch_size=2,
+    collate_fn=dict(type="packed_collate"),
+    pin_memory=True,
+    dataset=dict(pipeline=train_pipeline),
+)
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 
 optim_wrapper = dict(

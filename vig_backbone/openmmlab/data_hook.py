@@ -48,9 +48,11 @@ class CheckedPipeline:
             raise ValueError(f"the image of {H}x{W} pixels is smaller than a patch, {self.min_size} pixels a side")
         labels = getattr(result.get("data_samples"), "gt_sem_seg", None)
         if labels is not None and self.num_classes is not None:
-            found = labels.data[labels.data != IGNORE_LABEL]
-            if found.numel() and found.max() >= self.num_classes:
-                raise ValueError(f"label {int(found.max())} in a set of {self.num_classes} classes (counted from 0)")
+            limit = min(self.num_classes, torch.iinfo(labels.data.dtype).max)
+            wrong = (labels.data >= limit) & (labels.data != IGNORE_LABEL)
+            if wrong.any():
+                largest = int(labels.data[wrong].max())
+                raise ValueError(f"label {largest} in a set of {self.num_classes} classes (counted from 0)")
 
     def __getattr__(self, name: str):
         if name.startswith("__") or name == "pipeline":  # not there yet while a worker unpickles this object

@@ -1,6 +1,8 @@
 """Names under which configs find what this package adds: once, in mmengine's root, for mmdet and mmseg alike."""
 
-from mmengine.registry import HOOKS, MODEL_WRAPPERS, MODELS, Registry
+from collections.abc import Callable
+
+from mmengine.registry import FUNCTIONS, HOOKS, MODEL_WRAPPERS, MODELS, TRANSFORMS, Registry
 
 from ..hier_vig import HierViG
 from ..necks import SimpleFeaturePyramid
@@ -11,9 +13,11 @@ from .distributed import GlooDataParallel
 from .draw_hook import DrawPredictionsHook
 from .evaluate_first_hook import EvaluateFirstHook
 from .lazy import register_lazily
+from .packed_batch import packed_collate
 from .runtime_info_hook import DeferredRuntimeInfoHook
 
-MODULES: dict[Registry, tuple[type, ...]] = {
+MODULES: dict[Registry, tuple[Callable, ...]] = {
+    FUNCTIONS: (packed_collate,),
     MODELS: (ViG, HierViG, SimpleFeaturePyramid),
     MODEL_WRAPPERS: (GlooDataParallel,),
     HOOKS: (
@@ -28,8 +32,21 @@ MODULES: dict[Registry, tuple[type, ...]] = {
 # Classes built on those of mmdet or mmseg, and the modules that have them.
 LAZY: dict[Registry, dict[str, str]] = {
     MODELS: {
+        "BatchedFasterRCNN": ".batched_rcnn",
+        "BatchedMaskRCNN": ".batched_rcnn",
+        "BatchedRPNHead": ".batched_rcnn",
+        "BatchedRoIHead": ".batched_rcnn",
         "BoxTTAModel": ".det_tta",
+        "FastDetPreprocessor": ".det_loading",
+        "FastSegPreprocessor": ".seg_loading",
         "FusedEncoderDecoder": ".fused_segmentor",
+    },
+    TRANSFORMS: {
+        "FastLoadDetAnnotations": ".det_loading",
+        "FastPackDetInputs": ".det_loading",
+        "FastPackSegInputs": ".seg_loading",
+        "FastPhotoMetricDistortion": ".seg_loading",
+        "FastRandomCrop": ".seg_loading",
     },
 }
 
