@@ -7,6 +7,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+# Numbers of full resolution that the chunked forms of operators hold at a time: 16 MB of float32, 256 on a GPU.
+BLOCK_NUMBERS = {"cpu": 1 << 22, "cuda": 1 << 26}
+
+
+def block_numbers(x: Tensor) -> int:
+    return BLOCK_NUMBERS.get(x.device.type, BLOCK_NUMBERS["cpu"])
+
 
 @dataclass(frozen=True)
 class Resampling:

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from vig_kernels import Resampling, resized_argmax
-from vig_kernels.resized_argmax import IMPLEMENTATIONS, chunk
+from vig_kernels import Resampling, resampling, resized_argmax
+from vig_kernels.resized_argmax import IMPLEMENTATIONS
 
 pytest.importorskip("triton", minversion="3.5")
 FORMS = pytest.mark.parametrize("impl", ["chunk", "triton"])
@@ -137,7 +137,7 @@ def test_ties_go_to_the_first_class(device, impl):
 
 @pytest.mark.parametrize("numbers", [1, 5 * 24 * 4, 5 * 24 * 16])
 def test_any_size_of_chunks(monkeypatch, numbers):
-    monkeypatch.setattr(chunk, "BLOCK_NUMBERS", numbers)
+    monkeypatch.setitem(resampling.BLOCK_NUMBERS, "cpu", numbers)
     x = torch.randn(2, 5, 4, 6)
     actual = resized_argmax(x, *bilinear((4, 6), (16, 24)), with_scores=True, impl="chunk")
     assert_agrees(actual, interpolate(x.double(), (16, 24), False))

@@ -4,8 +4,8 @@ import pytest
 import torch
 from test_gla import relative_error
 from torch import Tensor
-from vig_kernels import resized_cross_entropy
-from vig_kernels.resized_loss import IMPLEMENTATIONS, chunk
+from vig_kernels import resampling, resized_cross_entropy
+from vig_kernels.resized_loss import IMPLEMENTATIONS
 
 pytest.importorskip("triton", minversion="3.5")
 pytestmark = pytest.mark.usefixtures("rounds_to_nearest")
@@ -108,7 +108,7 @@ def test_float64_in_chunks():
 def test_any_size_of_chunks(monkeypatch, numbers):
     """A row at a time, a few, an image, two images of three."""
     inputs = make_inputs("cpu", 3, 5, (4, 6), (15, 24))
-    monkeypatch.setattr(chunk, "BLOCK_NUMBERS", numbers)
+    monkeypatch.setitem(resampling.BLOCK_NUMBERS, "cpu", numbers)
     assert_agrees(run(*inputs, "chunk"), exact(*inputs))
 
 
@@ -202,7 +202,7 @@ def test_chunks_hold_a_few_rows_of_full_resolution(monkeypatch):
             self.numbers = max([self.numbers, *(x.numel() for x in outs if isinstance(x, Tensor))])
             return out
 
-    monkeypatch.setattr(chunk, "BLOCK_NUMBERS", 50 * 64 * 4)
+    monkeypatch.setitem(resampling.BLOCK_NUMBERS, "cpu", 50 * 64 * 4)
     inputs = make_inputs("cpu", 2, 50, (16, 16), (64, 64))
     with Largest() as largest:
         run(*inputs, "chunk")

@@ -4,10 +4,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import at_least_float32
-from ..resampling import Resampling
-
-# Numbers of full resolution that exist at a time: 16 MB of float32.
-BLOCK_NUMBERS = 1 << 22
+from ..resampling import Resampling, block_numbers
 
 
 def chunk_resized_argmax(
@@ -23,7 +20,7 @@ def chunk_resized_argmax(
     index, weight = rows.index.to(logits.device), rows.weight.to(logits)
     classes = torch.empty(B, N, M, dtype=torch.int64, device=logits.device)
     scores = logits.new_empty(B, N, M) if with_scores else logits.new_empty(0)
-    step = max(1, BLOCK_NUMBERS // (C * M))
+    step = max(1, block_numbers(logits) // (C * M))
     for image in range(B):
         for first in range(0, N, step):
             here = image, slice(first, first + step)

@@ -11,10 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..arguments import at_least_float32
-from ..resampling import Resampling
-
-# Numbers of full resolution that exist at a time: 16 MB of float32, twice that for an operation that is not in place.
-BLOCK_NUMBERS = 1 << 22
+from ..resampling import Resampling, block_numbers
 
 
 def forward(logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,8 +82,8 @@ class _Block:
 
 def _blocks(logits: Tensor, labels: Tensor, align_corners: bool) -> Iterator[_Block]:
     (B, C, h, _), (H, W) = logits.shape, labels.shape[1:]
-    images = min(B, max(1, BLOCK_NUMBERS // (C * H * W)))
-    rows = min(H, max(1, BLOCK_NUMBERS // (C * W)))
+    images = min(B, max(1, block_numbers(logits) // (C * H * W)))
+    rows = min(H, max(1, block_numbers(logits) // (C * W)))
     vertical = Resampling.bilinear(h, H, align_corners)
     matrix = vertical.matrix()
     for first in range(0, H, rows):
