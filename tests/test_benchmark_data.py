@@ -112,8 +112,9 @@ def test_transforms_of_the_first_wrapped_data_set_are_found(tool: ModuleType) ->
         data.first_leaf(Wrapper())
 
 
-def test_time_limit_is_a_failure_of_the_row(run: Callable) -> None:
-    code, out, found = run(DET, "--data", "toy", "--workers", "0", "--time-limit", "0.001")
+def test_time_limit_is_a_failure_of_the_row(run: Callable, toy_data: Path) -> None:
+    data = ("--data", "toy", "--data-root", str(toy_data / "coco"))
+    code, out, found = run(DET, *data, "--workers", "0", "--time-limit", "0.001")
     assert code == 1
     assert {row["failure"] for row in (*found["costs"], *found["rates"])} == {"over the time limit of 0.001 s"}
     assert "over the time limit" in out

@@ -121,23 +121,23 @@ def test_resumed_checkpoint_is_read_with_the_safety_check_on(run_python, small_s
     assert {"state_dict", "optimizer", "message_hub", "meta"} <= set(content)
 
 
-def test_two_processes_train_data_parallel(run_python, small_seg: list[str]) -> None:
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_two_processes_train_data_parallel_with_accumulated_gradients(
+    run_python, small_seg: list[str], small_det: list[str], task: str
+) -> None:
+    if task == "segmentation":
+        config, options, metric, file = SEG, [*small_seg, "train_cfg.max_iters=2"], "mIoU", "iter_2.pth"
+    else:
+        config, options = DET, [*small_det, "train_cfg.max_epochs=1", "train_cfg.val_interval=1"]
+        metric, file = "coco/bbox_mAP", "epoch_1.pth"
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = run_python(
-        *launch,
-        "tools/train.py",
-        SEG,
-        "--launcher",
-        "pytorch",
-        *small_seg,
-        "train_cfg.max_iters=2",
-        OMP_NUM_THREADS="1",
-    )
+    options += ["optim_wrapper.accumulative_counts=2"]
+    process = run_python(*launch, "tools/train.py", config, "--launcher", "pytorch", *options, OMP_NUM_THREADS="1")
     output = process.stdout + process.stderr
     assert "Distributed launcher: pytorch" in output
     assert "GPU number: 2" in output or "world_size" in output.lower()
-    assert "mIoU" in output
-    assert (work_dir(small_seg) / "iter_2.pth").is_file()
+    assert metric in output
+    assert (work_dir(options) / file).is_file()
 
 
 @pytest.mark.gpu
