@@ -20,6 +20,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from vig_backbone.openmmlab.data_hook import leaves
 from vig_backbone.openmmlab.fast_loading import use_fast_loading, use_stock_loading
 
 STOCK, FAST = "stock", "fast"
@@ -124,12 +125,10 @@ def transform_times(dataset: Any, samples: int, repeats: int) -> list[tuple[str,
 
 def first_leaf(dataset: Any) -> Any:
     """The first data set inside wrappers such as RepeatDataset and ConcatDataset."""
-    while not callable(getattr(dataset, "pipeline", None)):
-        inner = getattr(dataset, "dataset", None) or next(iter(getattr(dataset, "datasets", ())), None)
-        if inner is None:
-            raise TypeError(f"{type(dataset).__name__} has no pipeline and wraps no data set that has one")
-        dataset = inner
-    return dataset
+    leaf = next(leaves(dataset), None)
+    if leaf is None:
+        raise TypeError(f"{type(dataset).__name__} has no pipeline and wraps no data set that has one")
+    return leaf
 
 
 class _Message(pickle.Pickler):

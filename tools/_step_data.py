@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 from torch.utils.data import DataLoader
 
+from vig_backbone.openmmlab.fast_loading import pipelines
 from vig_backbone.openmmlab.preflight import check_data_is_there
 
 Batch = dict[str, Any]  # inputs and data_samples, where the config collates in no other way
@@ -70,10 +71,7 @@ def packing_of(loader: Mapping[str, Any], scope: str, training: bool) -> list[Ba
         from mmseg.datasets.transforms import PackSegInputs
 
         kinds = (PackSegInputs,)
-    dataset = loader["dataset"]
-    while "pipeline" not in dataset:  # of a data set that wraps another one
-        dataset = dataset["dataset"]
-    transforms = [TRANSFORMS.build(transform) for transform in dataset["pipeline"]]
+    transforms = [TRANSFORMS.build(transform) for transform in next(pipelines(loader["dataset"]))]
     return [transform for transform in transforms if isinstance(transform, kinds)]
 
 

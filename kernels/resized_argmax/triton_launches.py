@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..launch import ceil_div, check_input, power_of_2_from, with_unit_stride
+from ..launch import ceil_div, check_input, with_unit_stride
+from ..online_softmax import class_tile
 from ..plans import Plan, call
 from ..resampling import Resampling
 from . import triton_kernels as kernels
@@ -43,12 +44,10 @@ def _record(
     (taps_y, N), (taps_x, M) = row_index.shape, column_index.shape
     classes = plan.empty(B, N, M, dtype=torch.int64)
     scores = plan.empty(B, N, M, dtype=torch.float32) if with_scores else None
-    most, pixels, warps = TILE
-    BC = min(most, power_of_2_from(C))
-    BX = min(pixels * most // BC, max(16, power_of_2_from(M)))
+    tile = class_tile(C, M, TILE)
     plan.launch(
-        kernels.classify, (B * N * ceil_div(M, BX),),
+        kernels.classify, (B * N * ceil_div(M, tile["BX"]),),
         logits, row_index, row_weight, column_index, column_weight, classes, scores, *logits.stride()[:3],
-        N, M, taps_y, taps_x, C=C, BC=BC, BX=BX, num_warps=warps,
+        N, M, taps_y, taps_x, **tile,
     )  # fmt: skip
     return (classes, scores) if with_scores else (classes,)

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..launch import ceil_div, check_input, power_of_2_from, with_unit_stride
+from ..launch import ceil_div, check_input, with_unit_stride
+from ..online_softmax import class_tile
 from ..plans import Plan, call
 from . import triton_kernels as kernels
 
@@ -46,14 +47,6 @@ def _steps(scale: float, target: int) -> int:
     return min(target, math.ceil(2 / scale - 1e-3)) if scale else target
 
 
-def _tile(C: int, width: int, largest: tuple[int, int, int]) -> dict[str, int]:
-    classes, pixels, warps = largest
-    # 8 elements a thread at least would be no use to the few classes of a small head: more pixels instead.
-    BC = min(classes, power_of_2_from(C))
-    BX = min(pixels * classes // BC, max(16, power_of_2_from(width)))
-    return dict(C=C, BC=BC, BX=BX, num_warps=warps)
-
-
 def _record_forward(
     plan: Plan, logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,7 +54,7 @@ def _record_forward(
     loss, norm = plan.empty(B, H, W, dtype=torch.float32), plan.empty(B, H, W, dtype=torch.float32)
     hits = plan.empty(B, H, W, dtype=torch.bool)
     scales = [_scale(*sizes, align_corners) for sizes in ((h, H), (w, W))]
-    tile = _tile(C, W, FORWARD)
+    tile = class_tile(C, W, FORWARD)
     plan.launch(
         kernels.forward, (B * H * ceil_div(W, tile["BX"]),),
         logits, labels, loss, hits, norm, *logits.stride()[:3], h, w, H, W, *scales, ignore_index,
@@ -78,7 +71,7 @@ def _record_backward(
     scales = [_scale(*sizes, align_corners) for sizes in ((h, H), (w, W))]
     stretches = [1 / scale if scale else 1.0 for scale in scales]  # else all pixels lie upon source 0
     steps = [_steps(scale, target) for scale, target in zip(scales, (H, W))]
-    tile = _tile(C, w, BACKWARD)
+    tile = class_tile(C, w, BACKWARD)
     plan.launch(
         kernels.backward, (ceil_div(C, tile["BC"]) * ceil_div(w, tile["BX"]), B * h),
         logits, labels, norm, grad_loss, grad, *logits.stride()[:3], *grad_loss.stride(), h, w, H, W,

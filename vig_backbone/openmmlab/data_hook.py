@@ -86,7 +86,7 @@ class CheckDataHook(Hook):
     def _check(self, runner: Runner, dataset: object, field: str) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if len(dataset) == 0:
-            leaf = next(_leaves(dataset))
+            leaf = next(leaves(dataset))
             where = ", ".join(
                 f"{name}={getattr(leaf, name)}"
                 for name in ("data_root", "ann_file", "data_prefix")
@@ -96,7 +96,7 @@ class CheckDataHook(Hook):
                 f"{field}: no usable image in {type(leaf).__name__} ({where}): the annotation is empty, every image "
                 "was filtered out, or the class names do not match. tools/check_data.py looks into the files"
             )
-        for leaf in _leaves(dataset):
+        for leaf in leaves(dataset):
             classes = leaf.metainfo.get("classes")
             if classes is not None:
                 check_num_classes(model, classes, field)
@@ -124,11 +124,11 @@ def check_num_classes(model: nn.Module, classes: tuple[str, ...], field: str) ->
             )
 
 
-def _leaves(dataset: object):
+def leaves(dataset: object):
     """The data sets inside wrappers such as RepeatDataset and ConcatDataset."""
     inner = [d for d in (getattr(dataset, "dataset", None), *getattr(dataset, "datasets", ())) if d is not None]
     for child in inner:
-        yield from _leaves(child)
+        yield from leaves(child)
     if not inner and callable(getattr(dataset, "pipeline", None)):
         yield dataset
 

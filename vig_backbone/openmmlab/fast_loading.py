@@ -84,7 +84,7 @@ def _replace_preprocessor(cfg: Config, names: dict[str, str]) -> bool:
 
 
 def _replace_transforms(cfg: Config, names: dict[str, str]) -> None:
-    for pipeline in _pipelines(cfg.train_dataloader.dataset):
+    for pipeline in pipelines(cfg.train_dataloader.dataset):
         every = [_bare(transform.get("type")) for transform in _transforms(pipeline)]
         safe = all(name in SAFE_FOR_RUN_MASKS for name in every)
         for transform in _transforms(pipeline):
@@ -98,13 +98,13 @@ def _bare(name: Any) -> Any:
     return name.removeprefix("mmdet.").removeprefix("mmseg.") if isinstance(name, str) else name
 
 
-def _pipelines(dataset: dict) -> Iterator[list]:
+def pipelines(dataset: dict) -> Iterator[list]:
     """Those of a data set and of the data sets that it wraps."""
     if dataset.get("pipeline"):
         yield dataset.pipeline
     for inner in (dataset.get("dataset"), *dataset.get("datasets", ())):
         if inner:
-            yield from _pipelines(inner)
+            yield from pipelines(inner)
 
 
 def _transforms(node: Any) -> Iterator[dict]:

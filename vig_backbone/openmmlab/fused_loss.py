@@ -40,10 +40,12 @@ def fused_loss(
     labels = head._stack_batch_gt(data_samples).squeeze(1)
     entropy, hits = resized_cross_entropy(logits, labels, head.ignore_index, head.align_corners)
     counts = labels != head.ignore_index
-    weight = None if head.sampler is None else _hard_pixels(head, entropy.detach(), labels, counts)
+    losses = _losses(head)
+    class_weights = [_class_weights(loss, labels, counts) for loss in losses]
+    weight = None if head.sampler is None else _hard_pixels(head, entropy.detach(), class_weights, counts)
     result: dict[str, Tensor] = {}
-    for loss in _losses(head):
-        value = _reduced(loss, _weighted(loss, entropy, labels, counts), weight, labels, counts)
+    for loss, of_classes in zip(losses, class_weights):
+        value = _reduced(loss, entropy, of_classes, weight, counts)
         name = loss.loss_name
         result[name] = result[name] + value if name in result else value
     result["acc_seg"] = ((hits.sum() + EPS) * 100 / (counts.sum() + EPS))[None]
@@ -54,36 +56,40 @@ def _losses(head: BaseDecodeHead) -> list[nn.Module]:
     return list(head.loss_decode) if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]
 
 
-def _class_weights(loss: CrossEntropyLoss, labels: Tensor, counts: Tensor) -> Tensor:
-    """Of every pixel; 0 where it is ignored."""
+def _class_weights(loss: CrossEntropyLoss, labels: Tensor, counts: Tensor) -> Tensor | None:
+    """Of every pixel, 0 where it is ignored; None if all classes weigh the same."""
+    if loss.class_weight is None:
+        return None
     weights = torch.as_tensor(loss.class_weight, dtype=torch.float32, device=labels.device)
     return weights[labels.masked_fill(~counts, 0).long()] * counts
 
 
-def _weighted(loss: CrossEntropyLoss, entropy: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
-    return entropy if loss.class_weight is None else entropy * _class_weights(loss, labels, counts)
+def _times(values: Tensor, weights: Tensor | None) -> Tensor:
+    return values if weights is None else values * weights
 
 
-def _reduced(loss: CrossEntropyLoss, values: Tensor, weight: Tensor | None, labels: Tensor, counts: Tensor) -> Tensor:
+def _reduced(
+    loss: CrossEntropyLoss, entropy: Tensor, of_classes: Tensor | None, weight: Tensor | None, counts: Tensor
+) -> Tensor:
     """As mmseg's ``cross_entropy`` and ``weight_reduce_loss`` do, without waiting for a number of the device."""
-    values = values if weight is None else values * weight
+    values = _times(_times(entropy, of_classes), weight)
     if loss.reduction == "sum":
         values = values.sum()
     elif loss.reduction == "mean":
-        if loss.class_weight is not None:
-            divisor = _class_weights(loss, labels, counts).sum()
+        if of_classes is not None:
+            divisor = of_classes.sum()
         else:
-            divisor = counts.sum() if loss.avg_non_ignore else labels.numel()
+            divisor = counts.sum() if loss.avg_non_ignore else counts.numel()
         values = values.sum() / (divisor + EPS)
     return loss.loss_weight * values
 
 
-def _hard_pixels(head: BaseDecodeHead, entropy: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
+def _hard_pixels(head: BaseDecodeHead, entropy: Tensor, class_weights: list[Tensor | None], counts: Tensor) -> Tensor:
     """1 for the pixels that online hard example mining keeps, else 0; as OHEMPixelSampler chooses them.
 
     It looks for pixels whose label has a low probability, or, without a threshold, a high loss.
     """
-    sampler, kept = head.sampler, head.sampler.min_kept * len(labels)
+    sampler, kept = head.sampler, head.sampler.min_kept * len(counts)
     if sampler.thresh is not None:
         probability = torch.exp(-entropy)
         sorted_ones = probability[counts].sort().values
@@ -91,7 +97,9 @@ def _hard_pixels(head: BaseDecodeHead, entropy: Tensor, labels: Tensor, counts: 
         if len(sorted_ones):
             limit = limit.maximum(sorted_ones[min(kept, len(sorted_ones) - 1)])
         return ((probability < limit) & counts).to(entropy)
-    losses = sum(loss.loss_weight * _weighted(loss, entropy, labels, counts) for loss in _losses(head))
-    chosen = torch.zeros_like(losses[counts])
-    chosen[losses[counts].argsort(descending=True)[:kept]] = 1
+    pairs = zip(_losses(head), class_weights)
+    losses = sum(loss.loss_weight * _times(entropy, weights) for loss, weights in pairs)
+    candidates = losses[counts]
+    chosen = torch.zeros_like(candidates)
+    chosen[candidates.argsort(descending=True)[:kept]] = 1
     return torch.zeros_like(losses).masked_scatter(counts, chosen)
