@@ -44,10 +44,14 @@ class Pyramid(BaseModule):
 
 
 def small_config(**changes) -> ConfigDict:
-    """This repository's Mask R-CNN with 16 channels; all candidates are sampled, so that nothing is random."""
+    """This repository's Mask R-CNN with 16 channels; all candidates are sampled, so that nothing is random.
+
+    Padding is image, as for mmdet.
+    """
     cfg = load_config(DET[0], data="toy").model
     cfg.pop("init_cfg", None)
     cfg.type = "MaskRCNN"
+    cfg.data_preprocessor.valid_sizes = False
     cfg.backbone = ConfigDict(type=Pyramid)
     cfg.neck = ConfigDict(type="FPN", in_channels=[8] * 4, out_channels=16, num_outs=5)
     cfg.rpn_head.update(in_channels=16, feat_channels=16)

@@ -24,11 +24,15 @@ def gradient(shape: torch.Size) -> Tensor:
 
 
 def run(
-    inputs: list[Tensor], impl: str = "triton", grad: Tensor | None = None, activation: bool = False
+    inputs: list[Tensor],
+    impl: str = "triton",
+    grad: Tensor | None = None,
+    activation: bool = False,
+    valid_sizes: Tensor | None = None,
 ) -> list[Tensor]:
     """The output and both gradients."""
     leaves = [x.detach().requires_grad_() for x in inputs]
-    out = depthwise_conv3x3(*leaves, activation, impl)
+    out = depthwise_conv3x3(*leaves, activation, impl, valid_sizes=valid_sizes)
     out.backward((gradient(out.shape) if grad is None else grad).to(out))
     return [out.detach(), *(x.grad for x in leaves)]
 
@@ -80,6 +84,35 @@ def test_strips_and_blocks(device, poisoned_memory, monkeypatch, rows):
 def test_strips_are_as_many_as_keep_a_gpu_busy(columns, rows):
     """Of 64 rows, for 396 programs at a time."""
     assert triton_op._strip_rows(64, columns, 396) == rows
+
+
+@pytest.mark.parametrize("impl", ["naive", "triton"])
+@pytest.mark.parametrize("activation", [False, True])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_an_image_in_a_padded_batch_is_convolved_as_it_is_alone(
+    device, poisoned_memory, monkeypatch, rows, activation, impl
+):
+    """Whatever stands in the padding, which gets zeros: in the result and in its gradient."""
+    monkeypatch.setattr(triton_op, "_strip_rows", lambda H, columns, programs: rows)
+    monkeypatch.setattr(triton_op, "CONVOLVE_TILE", 64)
+    monkeypatch.setattr(triton_op, "GRADIENTS_TILE", 64)
+    monkeypatch.setattr(triton_op, "CHANNELS", 16)
+    sizes = [(6, 7), (1, 3), (4, 5), (5, 1)]
+    x, weight = make_inputs(device, len(sizes), 6, 7, 17)
+    for image, (h, w) in zip(x, sizes):
+        image[h:] = image[:, w:] = float("nan")
+    grad = gradient(x.shape).to(device)
+    options = dict(impl=impl, activation=activation)
+    out, dx, dweight = run([x, weight], grad=grad, valid_sizes=torch.tensor(sizes, device=device), **options)
+    expected_dweight = torch.zeros_like(dweight)
+    for i, (h, w) in enumerate(sizes):
+        alone = run([x[i : i + 1, :h, :w], weight], grad=grad[i : i + 1, :h, :w], **options)
+        expected_dweight += alone[2]
+        for actual, expected in zip((out[i], dx[i]), alone):
+            assert relative_error(actual[:h, :w], expected[0]) < 1e-6
+            assert not actual[h:].any()
+            assert not actual[:, w:].any()
+    assert relative_error(dweight, expected_dweight) < 1e-6
 
 
 @pytest.mark.gpu
@@ -168,13 +201,16 @@ def test_gradient_of_a_sum(device):
 
 @pytest.mark.parametrize("activation", [False, True])
 @pytest.mark.parametrize("frozen", [0, 1])
-def test_one_gradient_without_the_other(device, poisoned_memory, monkeypatch, frozen, activation):
+@pytest.mark.parametrize("valid_sizes", [None, [[3, 6], [5, 4]]], ids=["whole", "padded"])
+def test_one_gradient_without_the_other(device, poisoned_memory, monkeypatch, frozen, activation, valid_sizes):
     inputs = make_inputs(device, 2, 5, 6, 8)
-    expected = run(inputs, activation=activation)[2 - frozen]
+    if valid_sizes is not None:
+        valid_sizes = torch.tensor(valid_sizes, device=device)
+    expected = run(inputs, activation=activation, valid_sizes=valid_sizes)[2 - frozen]
     if frozen == 1:
         monkeypatch.setattr(triton_op, "_gradients", None)  # nobody asks for those of the weights
     leaves = [x.clone().requires_grad_(i != frozen) for i, x in enumerate(inputs)]
-    out = depthwise_conv3x3(*leaves, activation, "triton")
+    out = depthwise_conv3x3(*leaves, activation, "triton", valid_sizes=valid_sizes)
     out.backward(gradient(out.shape).to(out))
     assert leaves[frozen].grad is None
     assert relative_error(leaves[1 - frozen].grad, expected) < 1e-6
@@ -189,6 +225,7 @@ def test_same_bits_twice(device):
 def test_opcheck(device, activation):
     leaves = [x.requires_grad_() for x in make_inputs(device, 1, 3, 4, 8)]
     torch.library.opcheck(torch.ops.vig.depthwise_conv3x3, (*leaves, activation))
+    torch.library.opcheck(torch.ops.vig.depthwise_conv3x3, (*leaves, activation, torch.tensor([[2, 3]], device=device)))
 
 
 @pytest.mark.parametrize("weight_gradient", [False, True])
@@ -248,6 +285,9 @@ def test_float64_is_refused(device):
         ("weight", torch.zeros(4, 1, 5, 5), r"weight must have shape \[4, 1, 3, 3\]"),
         ("weight", torch.zeros(4, 1, 3, 3, device="meta"), "weight is on meta, x on cpu"),
         ("weight", torch.zeros(4, 1, 3, 3, dtype=torch.int32), "weight must be a floating point tensor"),
+        ("valid_sizes", torch.tensor([3, 3]), r"valid_sizes must hold .* integers \[1, 2\], got shape \[2\]"),
+        ("valid_sizes", torch.ones(1, 2), r"valid_sizes must hold .*, got shape \[1, 2\], torch.float32"),
+        ("valid_sizes", torch.ones(1, 2, dtype=torch.int32, device="meta"), "valid_sizes is on meta, x on cpu"),
     ],
 )
 def test_bad_input_is_named(changed, value, message):

@@ -43,17 +43,26 @@ class Feed:
         return batch
 
 
-def synthetic_feed(cfg: Config, size: Size, batch: int, num_classes: int | None, device: torch.device) -> Feed:
+def synthetic_feed(
+    cfg: Config,
+    size: Size,
+    batch: int,
+    num_classes: int | None,
+    device: torch.device,
+    smaller: float = 0.0,
+) -> Feed:
     """The same images and objects for every model of mmdet or mmseg, packed, collated and pinned as its config says.
 
-    Without annotations, as for testing, where `num_classes` is None. The scope of `cfg` is the current one.
+    Without annotations, as for testing, where `num_classes` is None. Both sides of an image are up to the share
+    `smaller` smaller than `size`, so that the preprocessor has something to pad. The scope of `cfg` is the current one.
     """
     loader = cfg.test_dataloader if num_classes is None else cfg.train_dataloader
     random, transforms = np.random.default_rng(0), packing_of(loader, cfg.default_scope, num_classes is not None)
     make = detection_sample if cfg.default_scope == "mmdet" else segmentation_sample
     samples = []
     for _ in range(BATCHES * batch):
-        sample = make(random, size, num_classes)
+        shares = random.uniform(1 - smaller, 1, 2) if smaller else (1, 1)
+        sample = make(random, tuple(round(side * share) for side, share in zip(size, shares)), num_classes)
         for transform in transforms:
             sample = transform(sample)
         samples.append(sample)

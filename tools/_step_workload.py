@@ -37,6 +37,7 @@ class Setup:
     size: Size | None  # the scope's own without one
     batch: int | None  # the config's own without one
     real_data: bool
+    smaller: float = 0.0  # see `synthetic_feed`
 
     def image_size(self, scope: str) -> Size | None:
         """Of all images; None for real ones."""
@@ -99,7 +100,9 @@ class Workload:
         if self.setup.real_data:
             return real_feed(self.cfg)
         num_classes = self.num_classes if self.training else None
-        return synthetic_feed(self.cfg, self.size, self.batch, num_classes, self.setup.device)
+        return synthetic_feed(
+            self.cfg, self.size, self.batch, num_classes, self.setup.device, smaller=self.setup.smaller
+        )
 
     @property
     def num_classes(self) -> int:

@@ -8,6 +8,8 @@ examples:
       ours=det_configs/mask_rcnn_hier_vig_t.py --json step.json --plot step.png --kernels
   python tools/benchmark_step.py eager=seg_configs/upernet_vig_s.py \\
       compiled=seg_configs/upernet_vig_s.py@model.backbone.compile=True,model.backbone.drop_path_rate=0.0
+  python tools/benchmark_step.py masked=det_configs/mask_rcnn_vig_s.py --smaller 0.25 \
+      as_image=det_configs/mask_rcnn_vig_s.py@model.data_preprocessor.valid_sizes=False  # what padding costs
   python tools/benchmark_step.py seg_configs/upernet_vig_s.py --data real \\
       --cfg-options train_dataloader.num_workers=8
 
@@ -172,6 +174,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--modes", type=parse_choices(MODES), metavar="MODE,..", help="default: all")
     parser.add_argument("--data", choices=DATA_SOURCES, default=DATA_SOURCES[0], help="default: synthetic")
     parser.add_argument("--size", type=parse_resolutions, metavar="HxW", help=sizes)
+    parser.add_argument(
+        "--smaller", type=float, default=0.0, metavar="SHARE",
+        help="sides of synthetic images are up to this share smaller, so that batches are padded (default: 0)",
+    )  # fmt: skip
     parser.add_argument("--batch", type=int, metavar="N", help="of training and inference (default: the config's)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="of autocast (default: bf16; on a CPU fp32, without it)")
     parser.add_argument("--cfg-options", **options, help="change fields of all configs")
@@ -188,8 +194,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--batch must be above 0")
     if args.size and len(args.size) > 1:
         parser.error("--size: expected one size such as 512x512")
-    if real and (args.size or args.modes != [TRAINING]):
-        parser.error("--data real: expected --modes training alone, and no --size, which the pipeline decides on")
+    if not 0 <= args.smaller < 1:
+        parser.error("--smaller must be at least 0 and below 1")
+    if real and (args.size or args.smaller or args.modes != [TRAINING]):
+        parser.error("--data real: expected --modes training alone, and no --size or --smaller: the pipeline decides")
     if len(set(names)) < len(names):
         parser.error(f"two rows of one name among {', '.join(names)}: expected different ones, NAME=CONFIG sets them")
     try:
@@ -220,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
     about = describe_machine(args.device, {"dtype": args.dtype, "data": args.data}, packages)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
 
-    setup = Setup(args.device, DTYPES[args.dtype], args.size and args.size[0], args.batch, real)
+    setup = Setup(args.device, DTYPES[args.dtype], args.size and args.size[0], args.batch, real, args.smaller)
     benchmark = Benchmark(setup, Effort(args.repeats, args.min_seconds), args.time_limit)
     table = Table.of([variant.name for variant in args.configs], on_gpu, real)
     rows: list[Row] = []

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from .checkpoint import load_checkpoint
 from .layers import GatedLinear, LayerNorm, RMSNorm
 from .mixer import impl_around_the_scan
+from .padding import attached_valid_sizes, check_image_sizes
 
 
 class FeatureInfo(list):
@@ -77,14 +78,14 @@ class Backbone(nn.Module):
         """Recompute each block in the backward pass instead of keeping its activations (timm's name for `with_cp`)."""
         self.with_cp = enable
 
-    def run_block(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """block(x), with gradient checkpointing where it is asked for and of use."""
+    def run_block(self, block: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        """block(*inputs), with gradient checkpointing where it is asked for and of use."""
         if self.with_cp and self.training and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x)
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
-    def check_image(self, x: Tensor) -> None:
-        """Raise ValueError for anything but a batch of images [B, 3, H, W] that a patch fits into."""
+    def check_images(self, x: Tensor, valid_sizes: Tensor | None) -> Tensor | None:
+        """The valid sizes, given or attached to x; ValueError for anything but images that a patch fits into."""
         if x.dim() != 4 or x.shape[1] != 3:
             raise ValueError(f"{type(self).__name__} takes images [B, 3, H, W], got a tensor of shape {list(x.shape)}")
         H, W = x.shape[-2:]
@@ -93,6 +94,11 @@ class Backbone(nn.Module):
                 f"image of {H}x{W} pixels is smaller than a patch: {type(self).__name__} needs at least "
                 f"{self.min_image_size} pixels on each side; resize or pad the image, or leave it out"
             )
+        if valid_sizes is None:
+            valid_sizes = attached_valid_sizes(x)
+        if valid_sizes is not None:
+            check_image_sizes(valid_sizes, x)
+        return valid_sizes
 
 
 def resolve_indices(indices: Sequence[int] | int | None, count: int, what: str) -> tuple[int, ...]:

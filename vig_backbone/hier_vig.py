@@ -5,13 +5,14 @@ Differences to the official classification code: any image size, one forward pas
 parameters are the same; the four out-norms are not in the released checkpoints.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor, nn
 
 from .base import Backbone, FeatureInfo, check_frozen_stages, lookup_arch, resolve_indices
 from .layers import DropPath, GatedLinear, LayerNorm, LayerNorm2d, PatchConv, drop_path_rates
 from .mixer import GLAMixer
+from .padding import at_stride, clear_padding, clear_padding_tokens
 
 # dim and num_heads are those of the first stage; both double from stage to stage.
 ARCHS: dict[str, dict] = {
@@ -67,9 +68,9 @@ class Block(nn.Module):
         self.mlp = Mlp(dim)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         y, x = self.norm.before_products(x)
-        y, x = self.norm2.before_products(x, self.drop_path(self.op(y)))
+        y, x = self.norm2.before_products(x, self.drop_path(self.op(y, sizes)))
         return x + self.drop_path(self.mlp(y))
 
 
@@ -79,26 +80,42 @@ class Stage(nn.Module):
     def __init__(self, dim: int, num_heads: int, rates: Sequence[float], last: bool, gla_impl: str) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(dim, num_heads, rate, gla_impl) for rate in rates)
-        self.downsample = nn.Identity() if last else downsampling(dim)
+        self.downsample = nn.Identity() if last else Downsampling(dim)
 
 
-def downsampling(dim: int) -> nn.Sequential:
+class Downsampling(nn.Sequential):
     """Tokens [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), 2C]."""
-    return nn.Sequential(to_map(), nn.Conv2d(dim, 2 * dim, 3, stride=2, padding=1), to_tokens(), LayerNorm(2 * dim))
+
+    def __init__(self, dim: int) -> None:
+        conv = nn.Conv2d(dim, 2 * dim, 3, stride=2, padding=1)
+        super().__init__(to_map(), conv, to_tokens(), LayerNorm(2 * dim))
+
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        return super().forward(clear_padding_tokens(x, sizes))
 
 
-def conv_stem(dim: int) -> nn.Sequential:
+class ConvStem(nn.Sequential):
     """Image [B, 3, H, W] -> tokens [B, ceil(H/4), ceil(W/4), C]."""
-    return nn.Sequential(
-        PatchConv(3, dim // 2, stride=2),
-        to_tokens(),
-        LayerNorm(dim // 2),
-        to_map(),
-        nn.GELU(),
-        nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1),
-        to_tokens(),
-        LayerNorm(dim),
-    )
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(
+            PatchConv(3, dim // 2, stride=2),
+            to_tokens(),
+            LayerNorm(dim // 2),
+            to_map(),
+            nn.GELU(),
+            nn.Conv2d(dim // 2, dim, 3, stride=2, padding=1),
+            to_tokens(),
+            LayerNorm(dim),
+        )
+
+    def forward(self, x: Tensor, valid_sizes: Tensor | None = None) -> Tensor:
+        x = clear_padding(x, valid_sizes)
+        for layer in self:
+            if type(layer) is nn.Conv2d:  # the second one
+                x = clear_padding(x, at_stride(valid_sizes, 2))
+            x = layer(x)
+        return x
 
 
 class HierViG(Backbone):
@@ -106,6 +123,9 @@ class HierViG(Backbone):
 
     Input ``[B, 3, H, W]`` with any H, W >= 32; output a tuple of normalised maps, one for each stage s in
     `out_indices`: ``[B, C * 2**s, ceil(H / (4 * 2**s)), ceil(W / (4 * 2**s))]`` with C = 96, 96, 128.
+
+    Images of different sizes go into one batch padded on the right and below, with `valid_sizes`, their heights and
+    widths, ``[B, 2]``, integers on the same device: each gets the maps that it gets alone, and zeros in the padding.
 
     Args:
         arch: ``'tiny'``, ``'small'`` or ``'base'``.
@@ -146,7 +166,7 @@ class HierViG(Backbone):
         self.feature_info = FeatureInfo(
             dict(num_chs=dims[s], reduction=4 * 2**s, module=f"layers.{s}", index=s) for s in self.out_indices
         )
-        self.patch_embed = conv_stem(dims[0])
+        self.patch_embed = ConvStem(dims[0])
         rates = drop_path_rates(drop_path_rate, sum(depths))
         self.layers = nn.ModuleList(
             Stage(
@@ -162,18 +182,21 @@ class HierViG(Backbone):
             self.add_module(f"outnorm{s}", LayerNorm2d(dims[s]))
         self._finish(gla_impl, compile)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, valid_sizes: Tensor | None = None) -> tuple[Tensor, ...]:
         """[B, 3, H, W] -> normalised maps [B, C_s, H_s, W_s] of the stages in `out_indices`."""
-        maps = self._collect(x, self.out_indices)
-        return tuple(self._out_norm(s)(feature) for s, feature in zip(self.out_indices, maps))
+        return tuple(self._collect(x, self.out_indices, valid_sizes, norms=map(self._out_norm, self.out_indices)))
 
-    def forward_features(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor, valid_sizes: Tensor | None = None) -> Tensor:
         """The final normalised map [B, 8 C, ceil(H/32), ceil(W/32)]; needs the last stage in `out_indices`."""
         last = len(self.layers) - 1
-        return self._out_norm(last)(self._collect(x, (last,))[0])
+        return self._collect(x, (last,), valid_sizes, norms=[self._out_norm(last)])[0]
 
     def forward_intermediates(
-        self, x: Tensor, indices: Sequence[int] | int | None = None, intermediates_only: bool = False
+        self,
+        x: Tensor,
+        indices: Sequence[int] | int | None = None,
+        intermediates_only: bool = False,
+        valid_sizes: Tensor | None = None,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Raw maps [B, C_s, H_s, W_s] after the stages `indices` (timm's contract).
 
@@ -182,21 +205,29 @@ class HierViG(Backbone):
         last = len(self.layers) - 1
         wanted = resolve_indices(indices, last + 1, "indices")
         if intermediates_only:
-            return self._collect(x, wanted)
-        maps = self._collect(x, sorted({*wanted, last}))
-        return self._out_norm(last)(maps[-1]), maps[: len(wanted)]
+            return self._collect(x, wanted, valid_sizes)
+        sizes = self.check_images(x, valid_sizes)
+        maps = self._collect(x, sorted({*wanted, last}), sizes)
+        final = clear_padding(self._out_norm(last)(maps[-1]), at_stride(sizes, 4 * 2**last))
+        return final, maps[: len(wanted)]
 
-    def _collect(self, x: Tensor, indices: Sequence[int]) -> list[Tensor]:
-        self.check_image(x)
-        x = self.patch_embed(x)  # [B, H, W, C]
+    def _collect(
+        self, x: Tensor, indices: Sequence[int], valid_sizes: Tensor | None, norms: Iterable[nn.Module] = ()
+    ) -> list[Tensor]:
+        """Maps after the stages `indices`, raw, or normalised by a norm for each of them."""
+        norm_of = dict(zip(indices, norms))
+        valid_sizes = self.check_images(x, valid_sizes)
+        x = self.patch_embed(x, valid_sizes)  # [B, H, W, C]
         maps = []
         for s, stage in enumerate(self.layers[: indices[-1] + 1]):
+            sizes = at_stride(valid_sizes, 4 * 2**s)
             for block in stage.blocks:
-                x = self.run_block(block, x)
+                x = self.run_block(block, x, sizes)
             if s in indices:
-                maps.append(x.permute(0, 3, 1, 2))
+                y = x.permute(0, 3, 1, 2)
+                maps.append(clear_padding(norm_of[s](y) if norm_of else y, sizes))
             if s < indices[-1]:
-                x = stage.downsample(x)
+                x = stage.downsample(x, sizes)
         return maps
 
     def _out_norm(self, stage: int) -> nn.Module:

@@ -93,8 +93,9 @@ class DepthwiseConv3x3(nn.Conv2d):
         self.activation = activation
         self.impl = impl
 
-    def forward(self, x: Tensor) -> Tensor:
-        return depthwise_conv3x3(x, self.weight, self.activation, self.impl)
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """With valid `sizes`, [B, 2], padding counts as zeros and gets zeros."""
+        return depthwise_conv3x3(x, self.weight, self.activation, self.impl, valid_sizes=sizes)
 
 
 class DropPath(nn.Module):

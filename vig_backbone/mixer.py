@@ -47,10 +47,11 @@ class GLAMixer(nn.Module):
         self.g_norm = RMSNorm(dim // num_heads)
         self.l_norm = RMSNorm(dim // num_heads)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """With valid `sizes`, [B, 2], no token depends on the padding, whose own result is finite and means nothing."""
         B, H, W, C = x.shape
         h, impl = self.num_heads, impl_around_the_scan(self.gla_impl)
-        u = self.in_proj(x).flatten(1, 2)  # [B, L, C]
+        u = self.in_proj[0](x, sizes).flatten(1, 2)  # [B, L, C]
         (q, k, v, code, logits), gate_bias = self._project(u)
         to_gates = self.gk_proj[1]
         if type(to_gates) is not nn.Linear:
@@ -66,6 +67,8 @@ class GLAMixer(nn.Module):
             log_gate_fwd,
             log_gate_bwd,
             impl=self.gla_impl,
+            valid_sizes=sizes,
+            width=None if sizes is None else W,
         )
         y = locality_injection(
             o,

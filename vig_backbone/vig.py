@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from .base import Backbone, FeatureInfo, check_frozen_stages, lookup_arch, resolve_indices
 from .layers import DropPath, GatedLinear, LayerNorm2d, PatchConv, RMSNorm, drop_path_rates
 from .mixer import GLAMixer
+from .padding import at_stride, clear_padding, clear_padding_tokens
+from .resizing import resize_bicubic
 
 # `activation` puts a SiLU behind the depthwise convolution and before the output projection of the mixer.
 ARCHS: dict[str, dict] = {
@@ -37,8 +39,11 @@ class ConvStem(nn.Module):
             LayerNorm2d(dim),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).permute(0, 2, 3, 1)
+    def forward(self, x: Tensor, valid_sizes: Tensor | None = None) -> Tensor:
+        patch_conv, norm, activation, conv, last_norm = self.proj
+        x = activation(norm(patch_conv(clear_padding(x, valid_sizes))))
+        x = conv(clear_padding(x, at_stride(valid_sizes, 8)))
+        return last_norm(x).permute(0, 2, 3, 1)
 
 
 class SwiGLU(nn.Module):
@@ -64,9 +69,9 @@ class Block(nn.Module):
         self.mlp = SwiGLU(dim, hidden_dim)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sizes: Tensor | None = None) -> Tensor:
         y, x = self.attn_norm.before_products(x)
-        y, x = self.mlp_norm.before_products(x, self.drop_path(self.attn(y)))
+        y, x = self.mlp_norm.before_products(x, self.drop_path(self.attn(y, sizes)))
         return x + self.drop_path(self.mlp(y))
 
 
@@ -75,6 +80,9 @@ class ViG(Backbone):
 
     Input ``[B, 3, H, W]`` with any H, W >= 16; output a tuple of maps ``[B, C, ceil(H/16), ceil(W/16)]``, one for
     each of `out_indices`: the residual stream after that block, normalised after the last one.
+
+    Images of different sizes go into one batch padded on the right and below, with `valid_sizes`, their heights and
+    widths, ``[B, 2]``, integers on the same device: each gets the maps that it gets alone, and zeros in the padding.
 
     Args:
         arch: ``'tiny'``, ``'small'`` or ``'base'``.
@@ -127,16 +135,27 @@ class ViG(Backbone):
         super().init_from_scratch()
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, valid_sizes: Tensor | None = None) -> tuple[Tensor, ...]:
         """[B, 3, H, W] -> maps [B, C, ceil(H/16), ceil(W/16)] for `out_indices`."""
-        return tuple(self._collect(x, self.out_indices, norm_last=True))
+        return tuple(self._collect(x, self.out_indices, valid_sizes, norm_last=True))
 
-    def forward_features(self, x: Tensor) -> Tensor:
+    def forward_features(self, x: Tensor, valid_sizes: Tensor | None = None) -> Tensor:
         """The final normalised map [B, C, ceil(H/16), ceil(W/16)]."""
-        return self._collect(x, (len(self.blocks) - 1,), norm_last=True)[0]
+        return self._collect(x, (len(self.blocks) - 1,), valid_sizes, norm_last=True)[0]
+
+    def embed(self, x: Tensor, valid_sizes: Tensor | None = None) -> Tensor:
+        """Images [B, 3, H, W] -> tokens [B, ceil(H/16), ceil(W/16), C] with their positions, for the first block."""
+        x = self.patch_embed(x, valid_sizes)
+        if valid_sizes is not None:
+            return x + resize_bicubic(self._grid(), at_stride(valid_sizes, 16), x.shape[1:3])
+        return x + self._pos_embed(*x.shape[1:3])
 
     def forward_intermediates(
-        self, x: Tensor, indices: Sequence[int] | int | None = None, intermediates_only: bool = False
+        self,
+        x: Tensor,
+        indices: Sequence[int] | int | None = None,
+        intermediates_only: bool = False,
+        valid_sizes: Tensor | None = None,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Raw maps [B, C, ceil(H/16), ceil(W/16)] after the blocks `indices` (timm's contract).
 
@@ -145,26 +164,31 @@ class ViG(Backbone):
         last = len(self.blocks) - 1
         wanted = resolve_indices(indices, last + 1, "indices")
         if intermediates_only:
-            return self._collect(x, wanted, norm_last=False)
-        maps = self._collect(x, sorted({*wanted, last}), norm_last=False)
+            return self._collect(x, wanted, valid_sizes)
+        maps = self._collect(x, sorted({*wanted, last}), valid_sizes)
         final = self.norm(maps[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return final, maps[: len(wanted)]
 
-    def _collect(self, x: Tensor, indices: Sequence[int], norm_last: bool) -> list[Tensor]:
-        self.check_image(x)
-        x = self.patch_embed(x)  # [B, H, W, C]
-        x = x + self._pos_embed(*x.shape[1:3])
+    def _collect(
+        self, x: Tensor, indices: Sequence[int], valid_sizes: Tensor | None, norm_last: bool = False
+    ) -> list[Tensor]:
+        valid_sizes = self.check_images(x, valid_sizes)
+        x = self.embed(x, valid_sizes)  # [B, H, W, C]
+        sizes = at_stride(valid_sizes, 16)
         maps = []
         for i, block in enumerate(self.blocks[: indices[-1] + 1]):
-            x = self.run_block(block, x)
+            x = self.run_block(block, x, sizes)
             if i in indices:
                 is_final = norm_last and i == len(self.blocks) - 1
-                maps.append((self.norm(x) if is_final else x).permute(0, 3, 1, 2))
+                maps.append(clear_padding_tokens(self.norm(x) if is_final else x, sizes).permute(0, 3, 1, 2))
         return maps
+
+    def _grid(self) -> Tensor:
+        return self.pos_embed.view(1, POS_EMBED_GRID, POS_EMBED_GRID, -1)
 
     def _pos_embed(self, H: int, W: int) -> Tensor:
         """The position embedding, resized to a grid of H x W tokens: [1, H, W, C]."""
-        grid = self.pos_embed.view(1, POS_EMBED_GRID, POS_EMBED_GRID, -1)
+        grid = self._grid()
         if (H, W) == (POS_EMBED_GRID, POS_EMBED_GRID):
             return grid
         resized = F.interpolate(grid.permute(0, 3, 1, 2), size=(H, W), mode="bicubic", align_corners=False)

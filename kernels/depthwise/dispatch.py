@@ -5,23 +5,31 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..arguments import HAS_TRITON, check_types_and_devices, named_implementation, triton_runs_on
+from ..padding import check_valid_sizes
 from .naive import naive_depthwise_conv3x3
 
 
-def _triton_depthwise_conv3x3(*args: Tensor | bool) -> Tensor:
+def _triton_depthwise_conv3x3(*args: Tensor | bool | None) -> Tensor:
     """The Triton form; Triton itself is imported when it is first used."""
     from .triton_op import triton_depthwise_conv3x3
 
     return triton_depthwise_conv3x3(*args)
 
 
-# Each implementation takes the arguments of `depthwise_conv3x3` up to `activation`, all of them checked.
+# Each implementation takes the arguments of `depthwise_conv3x3` less `impl`, all of them checked.
 IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"naive": naive_depthwise_conv3x3}
 if HAS_TRITON:
     IMPLEMENTATIONS["triton"] = _triton_depthwise_conv3x3
 
 
-def depthwise_conv3x3(x: Tensor, weight: Tensor, activation: bool = False, impl: str = "auto") -> Tensor:
+def depthwise_conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    activation: bool = False,
+    impl: str = "auto",
+    *,
+    valid_sizes: Tensor | None = None,
+) -> Tensor:
     """Depthwise 3x3 convolution with zero padding and no bias, the local branch of ViG's mixer (arXiv 2405.18425).
 
     ``y[b, i, j, c] = sum over m, n of weight[c, 0, m, n] * x[b, i + m - 1, j + n - 1, c]``, and ``SiLU(y)`` with
@@ -34,6 +42,9 @@ def depthwise_conv3x3(x: Tensor, weight: Tensor, activation: bool = False, impl:
         impl: ``'naive'`` (PyTorch), ``'triton'`` (one kernel for NVIDIA GPUs, one or two backward) or ``'auto'``: the
             Triton form where it runs (a GPU of compute capability 8.0 or higher, torch 2.9 or newer, any type but
             float64), else PyTorch.
+        valid_sizes: padded batches: of image b only the first ``valid_sizes[b, 0]`` rows and ``valid_sizes[b, 1]``
+            columns are tokens. The rest counts as zeros, like what lies outside of the map, and its result is 0.
+            ``[B, 2]``, integers on the device of `x`.
 
     Returns:
         ``[B, H, W, C]`` in the type of `x`, or, like of any convolution, in that of an autocast region; summed in
@@ -45,9 +56,10 @@ def depthwise_conv3x3(x: Tensor, weight: Tensor, activation: bool = False, impl:
         TypeError: for tensors that are not floating point, or a type that an implementation does not take.
     """
     _check_arguments(x, weight)
+    check_valid_sizes(valid_sizes, "x", x)
     if impl == "auto":
         impl = "triton" if triton_runs_on(x) else "naive"
-    return named_implementation(impl, IMPLEMENTATIONS)(x, weight, activation)
+    return named_implementation(impl, IMPLEMENTATIONS)(x, weight, activation, valid_sizes)
 
 
 def _check_arguments(x: Tensor, weight: Tensor) -> None:

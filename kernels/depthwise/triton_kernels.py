@@ -5,6 +5,8 @@ three column offsets, and AHEAD rows before its use. Two of the three loads find
 they go to registers: a pipelined loop of Triton's would copy all three from the L2 cache to shared memory.
 
 A row takes part in three rows of the result; two of them wait unfinished for the rows to come.
+
+Of padded images, `valid` [B, 2] are rows and columns, H and W where there is none.
 """
 
 import triton
@@ -28,6 +30,21 @@ def _offsets(cols, channels, s_w):
 @triton.jit
 def _mask(cols, channels, W, C):
     return (cols < W)[:, None] & (channels < C)[None, :]
+
+
+@triton.jit
+def _valid_size(valid, image, H, W):
+    if valid is not None:
+        H, W = tl.load(valid + 2 * image).to(tl.int32), tl.load(valid + 2 * image + 1).to(tl.int32)
+    return H, W
+
+
+@triton.jit
+def _clear_padding(y, valid, row, cols, h, w):
+    """A row of the result; zeros beyond h rows and w columns."""
+    if valid is not None:
+        y = tl.where((cols < tl.where(row < h, w, 0))[:, None], y, 0.0)
+    return y
 
 
 @triton.jit
@@ -87,18 +104,19 @@ def _add_row(y, x, w):
 
 @triton.jit(do_not_specialize=["H", "W", "rows", "strips"])
 def convolve(
-    x, weight, dout, out, H, W, C, rows, strips, x_b, x_h, x_w, d_b, d_h, d_w,
+    x, weight, dout, out, valid, H, W, C, rows, strips, x_b, x_h, x_w, d_b, d_h, d_w,
     ACTIVATION: tl.constexpr, BW: tl.constexpr, BC: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """out [B, H, W, C] = conv(x), or SiLU(conv(x)), or, given the gradient `dout` of the latter, that of conv(x)."""
     _, image, top, cols, channels = _place(W, C, rows, strips, BW, BC)
+    h, w = _valid_size(valid, image, H, W)
     at, out_at = _offsets(cols, channels, x_w), _offsets(cols, channels, C)
     x += image * x_b + (top - 1).to(tl.int64) * x_h
     out += (image * H + top - 2) * W * C
     if dout is not None:
         dout += image * d_b + (top - 2).to(tl.int64) * d_h
         dout_at = _offsets(cols, channels, d_w)
-    ahead, x = _load_first_rows(x, x_h, at, x_w, cols, channels, top - 1, H, W, C, AHEAD)
+    ahead, x = _load_first_rows(x, x_h, at, x_w, cols, channels, top - 1, h, w, C, AHEAD)
     upper = _weights(weight, channels, C, 0, 1)
     middle = _weights(weight, channels, C, 3, 1)
     lower = _weights(weight, channels, C, 6, 1)
@@ -106,7 +124,7 @@ def convolve(
     waiting, waiting_longer = zeros, zeros
     for row in range(top - 1, tl.minimum(top + rows, H) + 1):
         here = _in_float32(ahead[0])
-        columns = tl.where(row + AHEAD < H, W, 0)
+        columns = tl.where(row + AHEAD < h, w, 0)
         ahead = _append(ahead, _load_row(x, at, x_w, cols, channels, columns, C), AHEAD)
         x += x_h
         finished = _mask(cols, channels, tl.where(row > top, W, 0), C)
@@ -122,6 +140,7 @@ def convolve(
                 y = dy * slope * (1 + y * (1 - slope))
             else:
                 y *= slope
+        y = _clear_padding(y, valid, row - 1, cols, h, w)
         tl.store(out + out_at, y.to(out.dtype.element_ty), mask=finished)
         out += W.to(tl.int64) * C
 
@@ -141,7 +160,7 @@ def _store_sums(dweights, channels, C, sums):
 
 @triton.jit(do_not_specialize=["H", "W", "rows", "strips"])
 def gradients(
-    x, weight, dy, dx, dweights, H, W, C, rows, strips, x_b, x_h, x_w, d_b, d_h, d_w,
+    x, weight, dy, dx, dweights, valid, H, W, C, rows, strips, x_b, x_h, x_w, d_b, d_h, d_w,
     BW: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """From that of conv(x), `dy`: dx; dweights [tiles, 9, C]: what x in each tile adds to those of the weights.
@@ -149,13 +168,14 @@ def gradients(
     dx is the convolution of dy with the weights in reverse order, and the sums need dy where that loads it.
     """
     tile, image, top, cols, channels = _place(W, C, rows, strips, BW, BC)
+    h, w = _valid_size(valid, image, H, W)
     bottom = tl.minimum(top + rows, H)
     at, x_at, dx_at = _offsets(cols, channels, d_w), _offsets(cols, channels, x_w), _offsets(cols, channels, C)
     dy += image * d_b + (top - 1).to(tl.int64) * d_h
     x += image * x_b + top.to(tl.int64) * x_h
     dx += (image * H + top - 2) * W * C
-    ahead = _load_row(dy, at, d_w, cols, channels, tl.where(top > 0, W, 0), C)
-    x_ahead = tl.load(x + x_at, mask=_mask(cols, channels, W, C), other=0.0)
+    ahead = _load_row(dy, at, d_w, cols, channels, tl.where((top > 0) & (top <= h), w, 0), C)
+    x_ahead = tl.load(x + x_at, mask=_mask(cols, channels, tl.where(top < h, w, 0), C), other=0.0)
     upper = _weights(weight, channels, C, 8, -1)
     middle = _weights(weight, channels, C, 5, -1)
     lower = _weights(weight, channels, C, 2, -1)
@@ -166,12 +186,14 @@ def gradients(
         dy += d_h
         x += x_h
         here, x_below = _in_float32(ahead), x_ahead.to(tl.float32)
-        ahead = _load_row(dy, at, d_w, cols, channels, tl.where(row + 1 < H, W, 0), C)
-        x_ahead = tl.load(x + x_at, mask=_mask(cols, channels, tl.where(row + 2 < bottom, W, 0), C), other=0.0)
+        ahead = _load_row(dy, at, d_w, cols, channels, tl.where(row + 1 < h, w, 0), C)
+        columns = tl.where(row + 2 < tl.minimum(bottom, h), w, 0)
+        x_ahead = tl.load(x + x_at, mask=_mask(cols, channels, columns, C), other=0.0)
         y = _add_row(waiting, here, lower)
         waiting = _add_row(waiting_longer, here, middle)
         waiting_longer = _add_row(zeros, here, upper)
         finished = _mask(cols, channels, tl.where(row > top, W, 0), C)
+        y = _clear_padding(y, valid, row - 1, cols, h, w)
         tl.store(dx + dx_at, y.to(dx.dtype.element_ty), mask=finished)
         dx += W.to(tl.int64) * C
         upper_sums = _add_products(upper_sums, x_above, here)

@@ -33,7 +33,7 @@ AHEAD = 2
 START = 4
 
 
-def triton_depthwise_conv3x3(x: Tensor, weight: Tensor, activation: bool) -> Tensor:
+def triton_depthwise_conv3x3(x: Tensor, weight: Tensor, activation: bool, valid_sizes: Tensor | None = None) -> Tensor:
     """One kernel forward; backward one, or two with `activation`. Keeps x and weight alone; no atomics.
 
     Shapes as in :func:`vig_kernels.depthwise_conv3x3`, with whose definition (`naive`) it must agree. An
@@ -44,7 +44,7 @@ def triton_depthwise_conv3x3(x: Tensor, weight: Tensor, activation: bool) -> Ten
         RuntimeError: for tensors that are not on a GPU, outside of Triton's interpreter.
     """
     check_input(x, "naive")
-    return _forward(x, weight, activation)
+    return _forward(x, weight, activation, None if valid_sizes is None else valid_sizes.contiguous())
 
 
 class _Tiles(NamedTuple):
@@ -82,37 +82,42 @@ def _taps(weight: Tensor) -> Tensor:
     return weight.flatten(1).t().contiguous()
 
 
-def _convolve(x: Tensor, taps: Tensor, activation: bool = False, grad_out: Tensor | None = None) -> Tensor:
+def _convolve(
+    x: Tensor, taps: Tensor, valid: Tensor | None, activation: bool = False, grad_out: Tensor | None = None
+) -> Tensor:
     """The result, or, given its gradient, that of what `activation` gets."""
-    return call(_record_convolve, (x, taps, grad_out), activation)[0]
+    return call(_record_convolve, (x, taps, grad_out, valid), activation)[0]
 
 
-def _record_convolve(plan: Plan, x: Tensor, taps: Tensor, grad_out: Tensor | None, activation: bool) -> tuple[Tensor]:
+def _record_convolve(
+    plan: Plan, x: Tensor, taps: Tensor, grad_out: Tensor | None, valid: Tensor | None, activation: bool
+) -> tuple[Tensor]:
     _, H, W, C = x.shape
     out = plan.empty(*x.shape, dtype=x.dtype)
     tiles = _divide(x, CONVOLVE_TILE, CONVOLVE_PROGRAMS)
     plan.launch(
         kernels.convolve, tiles.grid,
-        x, taps, grad_out, out, H, W, C, *tiles.strips, *strides(x, out if grad_out is None else grad_out),
+        x, taps, grad_out, out, valid, H, W, C, *tiles.strips, *strides(x, out if grad_out is None else grad_out),
         ACTIVATION=activation, AHEAD=AHEAD if grad_out is None else 1, **tiles.blocks,
     )  # fmt: skip
     return (out,)
 
 
-def _gradients(x: Tensor, taps: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+def _gradients(x: Tensor, taps: Tensor, dy: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     """Those of x and, [9, C] in float32, of the taps, from that of the convolution."""
-    dx, dtaps = call(_record_gradients, (x, taps, dy))
+    dx, dtaps = call(_record_gradients, (x, taps, dy, valid))
     return dx, dtaps.sum(0)
 
 
-def _record_gradients(plan: Plan, x: Tensor, taps: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+def _record_gradients(plan: Plan, x: Tensor, taps: Tensor, dy: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     _, H, W, C = x.shape
     dx = plan.empty(*x.shape, dtype=x.dtype)
     tiles = _divide(x, GRADIENTS_TILE, GRADIENTS_PROGRAMS)
     dtaps = plan.empty(tiles.count, 9, C, dtype=torch.float32)
     plan.launch(
-        kernels.gradients, tiles.grid, x, taps, dy, dx, dtaps, H, W, C, *tiles.strips, *strides(x, dy), **tiles.blocks
-    )
+        kernels.gradients, tiles.grid,
+        x, taps, dy, dx, dtaps, valid, H, W, C, *tiles.strips, *strides(x, dy), **tiles.blocks,
+    )  # fmt: skip
     return dx, dtaps
 
 
@@ -121,45 +126,51 @@ def _record_gradients(plan: Plan, x: Tensor, taps: Tensor, dy: Tensor) -> tuple[
 
 
 @torch.library.custom_op("vig::depthwise_conv3x3", mutates_args=())
-def _forward(x: Tensor, weight: Tensor, activation: bool) -> Tensor:
-    return _convolve(*with_unit_stride(x), _taps(weight), activation)
+def _forward(x: Tensor, weight: Tensor, activation: bool, valid_sizes: Tensor | None = None) -> Tensor:
+    return _convolve(*with_unit_stride(x), _taps(weight), valid_sizes, activation)
 
 
 @torch.library.custom_op("vig::depthwise_conv3x3_backward", mutates_args=())
 def _backward(
-    x: Tensor, weight: Tensor, grad_out: Tensor, activation: bool, weight_gradient: bool
+    x: Tensor,
+    weight: Tensor,
+    grad_out: Tensor,
+    activation: bool,
+    weight_gradient: bool,
+    valid_sizes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Without `weight_gradient`, that of the weight has size 0."""
     x, dy = with_unit_stride(x, grad_out)
     taps = _taps(weight)
     if activation:
-        dy = _convolve(x, taps, activation, dy)
+        dy = _convolve(x, taps, valid_sizes, activation, dy)
     if not weight_gradient:
-        return _convolve(dy, taps.flip(0)), weight.new_empty(0)
-    dx, dtaps = _gradients(x, taps, dy)
+        return _convolve(dy, taps.flip(0), valid_sizes), weight.new_empty(0)
+    dx, dtaps = _gradients(x, taps, dy, valid_sizes)
     return dx, torch.empty(weight.shape, dtype=weight.dtype, device=x.device).copy_(dtaps.t().view(weight.shape))
 
 
 @_forward.register_fake
-def _(x, weight, activation):
+def _(x, weight, activation, valid_sizes=None):
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
 @_backward.register_fake
-def _(x, weight, grad_out, activation, weight_gradient):
+def _(x, weight, grad_out, activation, weight_gradient, valid_sizes=None):
     dweight = torch.empty(weight.shape if weight_gradient else (0,), dtype=weight.dtype, device=x.device)
     return torch.empty(x.shape, dtype=x.dtype, device=x.device), dweight
 
 
 def _setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, ctx.activation = inputs
-    ctx.save_for_backward(x, weight)
+    x, weight, ctx.activation, valid_sizes = inputs
+    ctx.save_for_backward(x, weight, valid_sizes)
 
 
 def _autograd(ctx: FunctionCtx, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     weight_gradient = ctx.needs_input_grad[1]
-    dx, dweight = _backward(*ctx.saved_tensors, grad_out, ctx.activation, weight_gradient)
-    return dx, dweight if weight_gradient else None, None
+    x, weight, valid_sizes = ctx.saved_tensors
+    dx, dweight = _backward(x, weight, grad_out, ctx.activation, weight_gradient, valid_sizes)
+    return dx, dweight if weight_gradient else None, None, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
@@ -182,5 +193,5 @@ def _forward_flops(x_shape, *args, out_shape=None, **kwargs) -> int:
 
 
 @register_flop_formula(torch.ops.vig.depthwise_conv3x3_backward)
-def _backward_flops(x_shape, weight_shape, grad_shape, activation, weight_gradient, *, out_shape=None, **kwargs) -> int:
+def _backward_flops(x_shape, weight_shape, grad_shape, activation, weight_gradient, *args, **kwargs) -> int:
     return 2 * 9 * x_shape.numel() * (1 + weight_gradient)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import HAS_TRITON, check_types_and_devices, named_implementation, triton_runs_on
+from ..padding import check_valid_sizes, valid_mask
 from .chunk import chunk_bidirectional_gla
 from .naive import naive_bidirectional_gla
 
@@ -72,7 +73,8 @@ def bidirectional_gla(
     """
     _check_arguments(q, k, v, log_gate_fwd, log_gate_bwd)
     segments = _segments(cu_seqlens, q)
-    _check_valid_sizes(valid_sizes, width, q)
+    check_valid_sizes(valid_sizes, "q", q)
+    _check_width(width, valid_sizes, q)
     if scale is None:
         scale = q.shape[-1] ** -0.5
     function = select_implementation(impl, q, k, v)
@@ -82,7 +84,7 @@ def bidirectional_gla(
         log_gate_fwd, log_gate_bwd = _close_borders(log_gate_fwd, log_gate_bwd, segments)
     if valid_sizes is None:
         return function(q, k, v, log_gate_fwd, log_gate_bwd, scale)
-    padding = ~_valid_tokens(q.shape[1], valid_sizes, width)[:, :, None, None]
+    padding = ~valid_mask(valid_sizes, q.shape[1] // width, width).flatten(1)[:, :, None, None]
     inputs = (x.masked_fill(padding, 0) for x in (q, k, v, log_gate_fwd, log_gate_bwd))
     return function(*inputs, scale)
 
@@ -121,19 +123,12 @@ def _segments(cu_seqlens: Tensor | None, q: Tensor) -> Tensor | None:
     return torch.searchsorted(cu_seqlens, tokens, right=True, out_int32=True)
 
 
-def _check_valid_sizes(valid_sizes: Tensor | None, width: int | None, q: Tensor) -> None:
+def _check_width(width: int | None, valid_sizes: Tensor | None, q: Tensor) -> None:
     if valid_sizes is None:
         if width is not None:
             raise ValueError("width is the width of the grid of valid_sizes: give both or neither")
         return
-    B, L = q.shape[:2]
-    if valid_sizes.shape != (B, 2) or valid_sizes.is_floating_point():
-        raise ValueError(
-            f"valid_sizes must hold the rows and columns of each image, integers [{B}, 2], got "
-            f"shape {list(valid_sizes.shape)}, {valid_sizes.dtype}"
-        )
-    if valid_sizes.device != q.device:
-        raise ValueError(f"valid_sizes is on {valid_sizes.device}, q on {q.device}: move them to one device")
+    L = q.shape[1]
     if width is None or width < 1 or L % width:
         raise ValueError(f"valid_sizes needs the width of the grid, a divisor of L = {L}, got width={width}")
 
@@ -148,13 +143,6 @@ def _close_borders(log_gate_fwd: Tensor, log_gate_bwd: Tensor, segments: Tensor)
         log_gate_fwd.masked_fill(starts[:, None, None], closed),
         log_gate_bwd.masked_fill(ends[:, None, None], closed),
     )
-
-
-def _valid_tokens(L: int, valid_sizes: Tensor, width: int) -> Tensor:
-    """Which tokens lie in the valid rectangle of their image, [B, L]."""
-    tokens = torch.arange(L, device=valid_sizes.device)
-    rows, columns = tokens // width, tokens % width
-    return (rows < valid_sizes[:, :1]) & (columns < valid_sizes[:, 1:])
 
 
 def _check_arguments(q: Tensor, k: Tensor, v: Tensor, log_gate_fwd: Tensor, log_gate_bwd: Tensor) -> None:

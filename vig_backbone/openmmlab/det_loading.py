@@ -12,6 +12,7 @@ from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmengine.model import ImgDataPreprocessor
 from torch import Tensor
 
+from .image_sizes import attach_sizes, image_sizes
 from .image_tensors import image_tensor, normalized, padded_stack
 from .packed_batch import OnDevice, PackedBatch
 from .run_masks import RunMasks
@@ -79,9 +80,24 @@ class BatchedImages(ImgDataPreprocessor):
 
 
 class FastDetPreprocessor(DetDataPreprocessor, BatchedImages):
-    """mmdet's DetDataPreprocessor, equal in fp32: a packed batch moves in one transfer and is normalised in one go."""
+    """mmdet's DetDataPreprocessor, equal in fp32: a packed batch moves in one transfer and is normalised in one go.
+
+    Args:
+        valid_sizes: the batch takes the sizes of its images along (`vig_backbone.padding`), so that backbones of this
+            package, and BatchedMaskRCNN and its like, tell padding from image. All others are as ever.
+    """
+
+    def __init__(self, *args, valid_sizes: bool = True, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.valid_sizes = valid_sizes
 
     def forward(self, data: dict, training: bool = False) -> dict:
         if isinstance(data, PackedBatch):
             data = data.unpacked_on(self.device)
-        return super().forward(data, training)
+        sizes = image_sizes(data["inputs"])
+        data = super().forward(data, training)
+        if self.valid_sizes:
+            if training and self.batch_augments is not None:
+                sizes = [sample.img_shape for sample in data["data_samples"]]  # they may resize
+            attach_sizes(data["inputs"], sizes)
+        return data

@@ -14,7 +14,9 @@ from mmseg.utils import add_prefix
 from torch import Tensor, nn
 from vig_kernels import Resampling, resized_argmax
 
+from ..padding import attach_valid_sizes, attached_valid_sizes
 from .fused_loss import fused_loss, reason_against
+from .upload import upload
 
 Features = tuple[Tensor, ...]
 WINDOW_BATCH = 4  # windows of sliding inference that go through the model at a time
@@ -100,12 +102,16 @@ class FusedEncoderDecoder(EncoderDecoder):
         size = inputs.shape[2:]
         crop = [min(*pair) for pair in zip(self.test_cfg.crop_size, size)]
         tops, lefts = (_starts(*numbers) for numbers in zip(size, crop, self.test_cfg.stride))
-        windows = [
-            image[:, top : top + crop[0], left : left + crop[1]] for top in tops for left in lefts for image in inputs
-        ]
+        corners = [(top, left) for top in tops for left in lefts]
+        windows = [image[:, top : top + crop[0], left : left + crop[1]] for top, left in corners for image in inputs]
+        sizes = _window_sizes(attached_valid_sizes(inputs), corners, crop)
         batch = self.test_cfg.get("window_batch", WINDOW_BATCH)
-        parts = [windows[i : i + batch] for i in range(0, len(windows), batch)]
-        logits = torch.cat([self.decode_head(self.extract_feat(torch.stack(part))) for part in parts])
+        parts = []
+        for i in range(0, len(windows), batch):
+            part = torch.stack(windows[i : i + batch])
+            attach_valid_sizes(part, None if sizes is None else sizes[i : i + batch])
+            parts.append(self.decode_head(self.extract_feat(part)))
+        logits = torch.cat(parts)
         rows, columns = self._enlarge(logits, crop)
         h, w = logits.shape[2:]
         logits = logits.view(len(tops), len(lefts), len(inputs), -1, h, w)
@@ -139,6 +145,14 @@ class _Maps:
         H, W = meta["ori_shape"]
         rows = rows.then(Resampling.bilinear(len(rows), H, align_corners))
         return _Maps(self.logits, rows, columns.then(Resampling.bilinear(len(columns), W, align_corners)))
+
+
+def _window_sizes(sizes: Tensor | None, corners: list[tuple[int, int]], crop: Sequence[int]) -> Tensor | None:
+    """Rows and columns of image in each window, [windows · B, 2]; one, of zeros, where all of it is padding."""
+    if sizes is None:
+        return None
+    left = sizes - upload(corners, sizes.device, sizes.dtype)[:, None]  # [windows, B, 2]
+    return left.clamp(min=1).minimum(upload(crop, sizes.device, sizes.dtype)).flatten(0, 1)
 
 
 def _starts(size: int, crop: int, stride: int) -> list[int]:

@@ -17,6 +17,7 @@ from mmseg.utils import stack_batch
 from numpy import random
 from torch import Tensor
 
+from .image_sizes import attach_sizes, image_sizes
 from .image_tensors import contiguous, image_tensor, normalized
 from .packed_batch import OnDevice, PackedBatch
 
@@ -110,7 +111,16 @@ class FastPackSegInputs(PackSegInputs):
 
 
 class FastSegPreprocessor(SegDataPreProcessor):
-    """mmseg's SegDataPreProcessor, equal in fp32: a packed batch moves in one transfer and is normalised in one go."""
+    """mmseg's SegDataPreProcessor, equal in fp32: a packed batch moves in one transfer and is normalised in one go.
+
+    Args:
+        valid_sizes: the batch takes the sizes of its images along (`vig_backbone.padding`), so that backbones of this
+            package tell padding from image. All others are as ever.
+    """
+
+    def __init__(self, *args, valid_sizes: bool = True, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.valid_sizes = valid_sizes
 
     def cast_data(self, data: dict) -> dict:
         if isinstance(data, PackedBatch):
@@ -119,6 +129,13 @@ class FastSegPreprocessor(SegDataPreProcessor):
 
     def forward(self, data: dict, training: bool = False) -> dict:
         data = OnDevice(self.cast_data(data))
+        sizes = image_sizes(data["inputs"])
+        data = self._batch(data, training)
+        if self.valid_sizes and not (training and self.batch_augments is not None):
+            attach_sizes(data["inputs"], sizes)
+        return data
+
+    def _batch(self, data: dict, training: bool) -> dict:
         widen_labels(data.get("data_samples") or [])
         images = data["inputs"]
         if not training or isinstance(images, Tensor) or len({image.dtype for image in images}) > 1:

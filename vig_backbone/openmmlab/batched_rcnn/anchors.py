@@ -8,7 +8,7 @@ from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from torch import Tensor
 
 from ..errors import ConfigError
-from .batch import upload
+from ..upload import upload
 
 SIZES_KEPT = 16  # of the feature maps; each takes 6 MB at 800 x 1344
 
@@ -29,6 +29,11 @@ class Anchors(NamedTuple):
             return inside
         inside &= (self.boxes[:, :2] >= -border).all(-1)
         return inside & (self.boxes[:, 2:] < sizes[..., 2:] + border).all(-1)
+
+    def of_image(self, metas: list[dict]) -> Tensor:
+        """[B, A]: anchors of cells that begin inside `img_shape`."""
+        sizes = upload([meta["img_shape"][1::-1] for meta in metas], self.boxes.device, torch.float32)
+        return (self.corners < sizes.unsqueeze(1)).all(-1)
 
 
 class AnchorCache:

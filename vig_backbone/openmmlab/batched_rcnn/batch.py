@@ -9,6 +9,8 @@ from mmdet.structures.bbox import get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from ..upload import upload
+
 
 class Objects(NamedTuple):
     """The annotated objects of a batch, as many places per image as the fullest image needs, and at least one."""
@@ -38,12 +40,6 @@ def pad_ignored(instances: list[InstanceData | None] | None) -> Tensor | None:
         return None
     like = get_box_tensor(known[0].bboxes)
     return pad_boxes([like[:0] if image is None else get_box_tensor(image.bboxes) for image in instances])[0]
-
-
-def upload(values: Sequence, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Numbers of the host as a tensor; to a GPU from pinned memory, because any other copy waits for its queue."""
-    tensor = torch.tensor(values, dtype=dtype)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def image_groups(costs: Sequence[int], budget: int) -> list[slice]:

@@ -11,7 +11,8 @@ from torch.nn.modules.utils import _pair
 from torchvision.ops import roi_align
 
 from ..tensor_masks import TensorMasks
-from .batch import image_groups, upload
+from ..upload import upload
+from .batch import image_groups
 
 # Pixels of masks in float32 at a time, 1 GB: 250 masks of 800 x 1344.
 PIXELS_AT_ONCE = 1 << 28

@@ -9,9 +9,11 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ..errors import ConfigError
+from ..padding_masks import PaddingMasks
+from ..upload import upload
 from .anchors import AnchorCache
 from .assign import BatchedAssigner
-from .batch import Objects, pad_ignored, pad_objects, take, upload
+from .batch import Objects, pad_ignored, pad_objects, take
 from .boxes import BoxDeltas
 from .losses import box_loss, check_losses, class_loss, sample_weights
 from .proposals import Proposals, best_boxes
@@ -31,6 +33,8 @@ class BatchedRPNHead(RPNHead):
         ConfigError: an assigner, sampler, loss, box coder or anchor generator that is not supported; the message
             names the class to use instead.
     """
+
+    padding: PaddingMasks | None = None  # of a detector that has some: no proposals from what is padding
 
     def _init_layers(self) -> None:
         super()._init_layers()
@@ -120,6 +124,8 @@ class BatchedRPNHead(RPNHead):
         anchors = self._anchors(cls_scores)
         logits = _rows(cls_scores, self.cls_out_channels).float()
         scores = logits.sigmoid().squeeze(-1) if self.use_sigmoid_cls else logits.softmax(-1)[..., 0]
+        if self.padding is not None and self.padding.are_needed:
+            scores = scores.masked_fill(~anchors.of_image(metas), -1)  # behind all others
         scores, index, levels = _best_of_each_level(scores, anchors.counts, cfg.get("nms_pre", -1))
         deltas = take(_rows(bbox_preds, 4), index)
         sizes = [[*meta["img_shape"][1::-1]] * 2 for meta in metas]
@@ -130,7 +136,9 @@ class BatchedRPNHead(RPNHead):
             boxes = boxes * upload(factors, scores.device, torch.float32).unsqueeze(1)
         smallest = cfg.get("min_bbox_size", -1)
         sides = boxes[..., 2:] - boxes[..., :2]
-        valid = (sides > smallest).all(-1) if smallest >= 0 else torch.ones_like(scores, dtype=torch.bool)
+        valid = scores >= 0
+        if smallest >= 0:
+            valid &= (sides > smallest).all(-1)
         return best_boxes(boxes, scores, levels, valid, cfg.nms.iou_threshold, cfg.max_per_img)
 
 
