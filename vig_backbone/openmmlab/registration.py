@@ -2,7 +2,16 @@
 
 from collections.abc import Callable
 
-from mmengine.registry import FUNCTIONS, HOOKS, MODEL_WRAPPERS, MODELS, TRANSFORMS, Registry
+from mmengine.registry import (
+    FUNCTIONS,
+    HOOKS,
+    MODEL_WRAPPERS,
+    MODELS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
+    TRANSFORMS,
+    Registry,
+)
 
 from ..hier_vig import HierViG
 from ..necks import SimpleFeaturePyramid
@@ -12,6 +21,9 @@ from .data_hook import CheckDataHook
 from .distributed import GlooDataParallel
 from .draw_hook import DrawPredictionsHook
 from .evaluate_first_hook import EvaluateFirstHook
+from .finite_steps import FiniteAmpOptimWrapper, FiniteOptimWrapper
+from .finite_steps_hook import FiniteStepsHook
+from .layer_decay import ViGOptimWrapperConstructor
 from .lazy import register_lazily
 from .packed_batch import packed_collate
 from .runtime_info_hook import DeferredRuntimeInfoHook
@@ -20,12 +32,15 @@ MODULES: dict[Registry, tuple[Callable, ...]] = {
     FUNCTIONS: (packed_collate,),
     MODELS: (ViG, HierViG, SimpleFeaturePyramid),
     MODEL_WRAPPERS: (GlooDataParallel,),
+    OPTIM_WRAPPER_CONSTRUCTORS: (ViGOptimWrapperConstructor,),
+    OPTIM_WRAPPERS: (FiniteOptimWrapper, FiniteAmpOptimWrapper),
     HOOKS: (
         AtomicCheckpointHook,
         CheckDataHook,
         DeferredRuntimeInfoHook,
         DrawPredictionsHook,
         EvaluateFirstHook,
+        FiniteStepsHook,
     ),
 }
 
@@ -40,6 +55,7 @@ LAZY: dict[Registry, dict[str, str]] = {
         "FastDetPreprocessor": ".det_loading",
         "FastSegPreprocessor": ".seg_loading",
         "FusedEncoderDecoder": ".fused_segmentor",
+        "ViGAdapter": ".vit_adapter",
     },
     TRANSFORMS: {
         "FastLoadDetAnnotations": ".det_loading",
