@@ -1,5 +1,5 @@
 # Mask R-CNN on ViG-T: ViTDet's simple feature pyramid, strides 4 to 64 from the last map (stride 16).
-_base_ = "./_base_/mask_rcnn_coco_1x.py"
+_base_ = ["./_base_/mask_rcnn.py", "./_base_/coco_1x.py"]
 model = dict(
     backbone=dict(_delete_=True, type="ViG", arch="tiny", out_indices=(11,), drop_path_rate=0.1),
     neck=dict(_delete_=True, type="SimpleFeaturePyramid", in_channels=192, out_channels=256, num_outs=5),

@@ -1,6 +1,7 @@
 """What the operators' checks of their arguments share. Needs torch alone."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -79,6 +80,8 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.itemsize < 4 else x
 
 
-def without_autocast(x: Tensor) -> torch.autocast:
-    """A region in which products have the type of their tensors, on the device of x."""
-    return torch.autocast(x.device.type, enabled=False)
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """A region in which products have the type of their tensors, on the device of x; some, like meta, have no other."""
+    if torch.amp.is_autocast_available(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()

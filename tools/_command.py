@@ -11,6 +11,7 @@ from mmengine.config import Config, DictAction
 from vig_backbone import CheckpointError
 from vig_backbone.openmmlab.configuration import load_config, use_compile
 from vig_backbone.openmmlab.errors import ConfigError, DataError
+from vig_backbone.openmmlab.finite_steps import NonFiniteError
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +44,7 @@ def run_command(main: Callable[[argparse.Namespace], None], args: argparse.Names
     """Run main(args); a mistake of the user's becomes a message and exit code 2 (with --debug, a traceback)."""
     try:
         main(args)
-    except (ConfigError, DataError, CheckpointError) as error:
+    except (ConfigError, DataError, CheckpointError, NonFiniteError) as error:
         if args.debug:
             raise
         print(f"error: {_message(error)}\n(--debug shows the traceback)", file=sys.stderr)

@@ -3,7 +3,8 @@
 
 examples:
   python tools/train.py seg_configs/upernet_vig_s.py --data toy              # embedded data set, no download
-  python tools/train.py seg_configs/upernet_vig_s.py --amp --resume          # ADE20K in data/ade, bf16, go on
+  python tools/train.py seg_configs/upernet_vig_s.py --pretrained --amp      # ADE20K in data/ade, bf16
+  python tools/train.py seg_configs/upernet_vig_s.py --amp --resume          # go on
   torchrun --nproc_per_node 8 tools/train.py det_configs/mask_rcnn_hier_vig_t.py --launcher pytorch
   python tools/train.py det_configs/mask_rcnn_vig_s.py --cfg-options train_dataloader.batch_size=4
 """
@@ -13,7 +14,13 @@ import sys
 
 from _command import add_config_arguments, load, run_command
 
-from vig_backbone.openmmlab.configuration import use_amp
+from vig_backbone.openmmlab.configuration import (
+    PRETRAINED_FOLDER,
+    use_amp,
+    use_ema,
+    use_gradient_checkpointing,
+    use_pretrained,
+)
 from vig_backbone.openmmlab.distributed import prepare_processes
 from vig_backbone.openmmlab.run import resume_from, train
 
@@ -29,20 +36,36 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="go on from a checkpoint; without one (or 'auto') from the last whole one in the work dir",
     )
     parser.add_argument(
+        "--pretrained",
+        nargs="?",
+        const=PRETRAINED_FOLDER,
+        metavar="CHECKPOINT",
+        help="ImageNet weights of the backbone: a file, a URL, or a folder with the official file in it "
+        f"(default: {PRETRAINED_FOLDER})",
+    )
+    parser.add_argument(
         "--amp",
         nargs="?",
         const="bfloat16",
         choices=("bfloat16", "float16"),
         help="automatic mixed precision (default type: bfloat16)",
     )
+    parser.add_argument("--ema", action="store_true", help="evaluate an exponential moving average of the weights")
+    parser.add_argument("--with-cp", action="store_true", help="gradient checkpointing: less memory, more time")
     parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the batch size")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
     cfg = load(args)
+    if args.pretrained:
+        use_pretrained(cfg, args.pretrained)
     if args.amp:
         use_amp(cfg, args.amp)
+    if args.ema:
+        use_ema(cfg)
+    if args.with_cp:
+        use_gradient_checkpointing(cfg)
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
     if args.resume:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .checkpoint import load_checkpoint
-from .layers import GatedLinear, LayerNorm, RMSNorm
+from .layers import DepthwiseConv3x3, GatedLinear, LayerNorm, RMSNorm
 from .mixer import impl_around_the_scan
 from .padding import attached_valid_sizes, check_image_sizes
 
@@ -42,7 +42,7 @@ class Backbone(nn.Module):
     def _finish(self, gla_impl: str, compile: bool | dict) -> None:
         """What comes last in the constructor."""
         for module in self.modules():
-            if isinstance(module, (GatedLinear, LayerNorm, RMSNorm)):
+            if isinstance(module, (DepthwiseConv3x3, GatedLinear, LayerNorm, RMSNorm)):
                 module.impl = impl_around_the_scan(gla_impl)
         self.init_from_scratch()
         self.train()

@@ -60,7 +60,11 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100), rcnn=dict(max_per_img=20)),
 )
 
-optim_wrapper = dict(optimizer=dict(lr=5e-4, weight_decay=0.01), clip_grad=dict(max_norm=10))
+optim_wrapper = dict(
+    optimizer=dict(lr=5e-4, weight_decay=0.01),
+    clip_grad=dict(max_norm=10),
+    paramwise_cfg=dict(layer_decay_rate=1.0),  # from scratch, the stem learns like the rest
+)
 max_epochs = 12  # of 20 steps each
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [
@@ -71,5 +75,5 @@ default_hooks = dict(
     logger=dict(interval=10),
     checkpoint=dict(interval=max_epochs // 2, save_best=None),
 )
-custom_hooks = [dict(type="CheckDataHook"), dict(type="EvaluateFirstHook")]
+custom_hooks = [dict(type="CheckDataHook"), dict(type="FiniteStepsHook"), dict(type="EvaluateFirstHook")]
 randomness = dict(seed=0)

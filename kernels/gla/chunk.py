@@ -14,12 +14,13 @@ In a graph of torch.compile the forward and the backward pass are one operator e
 strict) sees through them, and its graph grows with log N.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+from ..arguments import without_autocast
 
 MAX_CHUNK = 64
 
@@ -65,7 +66,7 @@ class _ChunkGLA(torch.autograd.Function):
 
 
 def _output(q: Tensor, k: Tensor, v: Tensor, log_gate_fwd: Tensor, log_gate_bwd: Tensor, scale: float) -> Tensor:
-    with _without_autocast(q):
+    with without_autocast(q):
         chunks = _to_chunks(q, k, v, log_gate_fwd, log_gate_bwd)
         out = _forward(*chunks, H=q.shape[0] * q.shape[2]).mul_(scale / 2)
         return _from_chunks(out, v)
@@ -75,7 +76,7 @@ def _gradients(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, log_gate_fwd: Tensor, log_gate_bwd: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs = q, k, v, log_gate_fwd, log_gate_bwd
-    with _without_autocast(q):  # backward() may be called inside an autocast region
+    with without_autocast(q):  # backward() may be called inside an autocast region
         *chunks, grad = _to_chunks(*inputs, grad_out)
         grads = _backward(*chunks, grad.mul_(scale / 2), H=q.shape[0] * q.shape[2])
         return tuple(_from_chunks(x, tensor) for x, tensor in zip(grads, inputs))
@@ -107,13 +108,6 @@ def _(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, log_gate_fwd: Tensor, log_gate_bwd: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return tuple(x.new_empty(x.shape) for x in (q, k, v, log_gate_fwd, log_gate_bwd))
-
-
-def _without_autocast(x: Tensor) -> AbstractContextManager:
-    """Autocast switched off on the device of x; some, like meta, have none."""
-    if torch.amp.is_autocast_available(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
-    return nullcontext()
 
 
 def _chunk_size(L: int) -> int:

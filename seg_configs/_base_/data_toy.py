@@ -65,7 +65,10 @@ model = dict(
     test_cfg=dict(_delete_=True, mode="whole"),
 )
 
-optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.01))
+optim_wrapper = dict(
+    optimizer=dict(lr=1e-3, weight_decay=0.01),
+    paramwise_cfg=dict(layer_decay_rate=1.0),  # from scratch, the stem learns like the rest
+)
 max_iters = 200
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=20),
@@ -76,5 +79,5 @@ default_hooks = dict(
     logger=dict(interval=10),
     checkpoint=dict(interval=max_iters // 2, save_best=None),
 )
-custom_hooks = [dict(type="CheckDataHook"), dict(type="EvaluateFirstHook")]
+custom_hooks = [dict(type="CheckDataHook"), dict(type="FiniteStepsHook"), dict(type="EvaluateFirstHook")]
 randomness = dict(seed=0)

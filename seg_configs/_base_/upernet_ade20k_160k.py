@@ -37,10 +37,9 @@ auto_scale_lr = dict(enable=False, base_batch_size=16)
 
 optim_wrapper = dict(
     _delete_=True,
-    type="OptimWrapper",
+    type="FiniteOptimWrapper",
     optimizer=dict(type="AdamW", lr=6e-5, betas=(0.9, 0.999), weight_decay=0.01, fused=True),
-    # flat: every 1-D parameter (norms, biases), whatever class its module has.
-    paramwise_cfg=dict(flat_decay_mult=0.0, custom_keys={"pos_embed": dict(decay_mult=0.0)}),
+    constructor="ViGOptimWrapperConstructor",  # no decay of 1-D parameters; paramwise_cfg.layer_decay_rate
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, by_epoch=False, begin=0, end=1500),
@@ -50,4 +49,4 @@ default_hooks = dict(
     runtime_info=dict(type="DeferredRuntimeInfoHook"),
     checkpoint=dict(type="AtomicCheckpointHook", interval=8000, max_keep_ckpts=2, save_best="mIoU"),
 )
-custom_hooks = [dict(type="CheckDataHook")]
+custom_hooks = [dict(type="CheckDataHook"), dict(type="FiniteStepsHook")]

@@ -6,7 +6,7 @@ operators, lets checkpoints of mmengine resume under torch's safe loading, and i
 
 from . import mmcv_ext
 from .packages import work_without_pkg_resources
-from .pretty_text import format_once
+from .quick_configs import format_once, read_metafiles_once
 from .registration import register_modules
 from .safe_load import allow_mmengine_checkpoints
 
@@ -15,3 +15,4 @@ register_modules()
 allow_mmengine_checkpoints()
 work_without_pkg_resources()
 format_once()
+read_metafiles_once()

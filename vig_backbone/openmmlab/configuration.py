@@ -5,6 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -50,6 +51,10 @@ RUNNER_FIELDS = [
     "tta_pipeline",
 ]
 SCOPES = ("mmdet", "mmseg")
+AMP_WRAPPERS = {"FiniteOptimWrapper": "FiniteAmpOptimWrapper", "OptimWrapper": "AmpOptimWrapper"}
+# The released ImageNet checkpoints of our backbones, {} being the first letter of `arch`.
+OFFICIAL_FILES = {"HierViG": "vig_h_{}_*.pth", "ViG": "vig_{}_*.pth", "ViGAdapter": "vig_{}_*.pth"}
+PRETRAINED_FOLDER = "checkpoints"
 
 
 def load_config(path: str | Path, data: str | None = None, options: dict[str, Any] | None = None) -> Config:
@@ -70,7 +75,8 @@ def load_config(path: str | Path, data: str | None = None, options: dict[str, An
     if cfg.get("default_scope") not in SCOPES:
         raise ConfigError(f"{path}: default_scope={cfg.get('default_scope')!r}, expected one of {SCOPES}")
     if data is not None:
-        cfg.merge_from_dict(_read(_data_file(path, data))._cfg_dict.to_dict())
+        overlay = _read(_data_file(path, data))._cfg_dict.to_dict()
+        cfg.merge_from_dict(_for_every_item(overlay, cfg._cfg_dict))
     _check_field_names(cfg, path)
     if options:
         _check_options(cfg, options)
@@ -81,29 +87,75 @@ def load_config(path: str | Path, data: str | None = None, options: dict[str, An
 
 
 def use_amp(cfg: Config, dtype: str) -> None:
-    """Train with automatic mixed precision in `dtype`, 'bfloat16' or 'float16', on a GPU."""
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            "--amp: mmengine trains with mixed precision on GPUs only, and there is none here; leave it out"
-        )
-    if cfg.optim_wrapper.get("type") not in ("OptimWrapper", "AmpOptimWrapper"):
-        raise ConfigError(
-            f"optim_wrapper.type={cfg.optim_wrapper.get('type')!r}: --amp needs 'OptimWrapper' or 'AmpOptimWrapper'"
-        )
-    cfg.optim_wrapper.type = "AmpOptimWrapper"
+    """Train with automatic mixed precision in `dtype`, 'bfloat16' or 'float16'."""
+    given = cfg.optim_wrapper.get("type")
+    if given not in AMP_WRAPPERS and given not in AMP_WRAPPERS.values():
+        known = ", ".join(map(repr, [*AMP_WRAPPERS, *AMP_WRAPPERS.values()]))
+        raise ConfigError(f"optim_wrapper.type={given!r}: --amp needs one of {known}")
+    cfg.optim_wrapper.type = AMP_WRAPPERS.get(given, given)
     cfg.optim_wrapper.dtype = dtype
-    cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+    if cfg.optim_wrapper.type == "AmpOptimWrapper":
+        if not torch.cuda.is_available():
+            raise ConfigError(
+                "--amp: mmengine's AmpOptimWrapper trains on GPUs only, and there is none here; leave it out, or set "
+                "optim_wrapper.type=FiniteAmpOptimWrapper"
+            )
+        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+
+
+def use_ema(cfg: Config) -> None:
+    """Evaluate and keep an exponential moving average of the weights, with mmengine's momentum, 0.0002."""
+    hooks = cfg.get("custom_hooks", [])
+    if not any(hook.get("type") == "EMAHook" for hook in hooks):
+        cfg.custom_hooks = [*hooks, dict(type="EMAHook", update_buffers=True)]
+
+
+def use_gradient_checkpointing(cfg: Config) -> None:
+    """Recompute each block of the backbone in the backward pass instead of keeping its activations."""
+    _own_backbone(cfg, "--with-cp").with_cp = True
+
+
+def use_pretrained(cfg: Config, source: str) -> None:
+    """Start the backbone from an ImageNet checkpoint: a file or URL, or a folder with the official file in it.
+
+    Raises:
+        ConfigError: no such file; the message says which file to put where.
+    """
+    backbone = _own_backbone(cfg, "--pretrained")
+    if urlparse(source).scheme not in ("http", "https"):
+        source = str(official_checkpoint(backbone.type, backbone.arch, Path(source)))
+    if cfg.get("load_from"):
+        raise ConfigError(f"--pretrained and load_from={cfg.load_from!r}, which has a backbone, too: leave one out")
+    backbone.init_cfg = dict(type="Pretrained", checkpoint=source)
+
+
+def official_checkpoint(backbone: str, arch: str, path: Path) -> Path:
+    """The file at `path`, or the official one for a backbone in the folder `path`."""
+    if path.is_file():
+        return path
+    pattern = OFFICIAL_FILES[backbone].format(arch[0])
+    found = sorted(path.glob(pattern))
+    if len(found) == 1:
+        return found[0]
+    problem = f"{len(found)} files {pattern} in {path}" if path.is_dir() else f"there is no {path}"
+    raise ConfigError(
+        f"--pretrained: {problem}; expected the official checkpoint of this backbone, {pattern} from the hub "
+        f"repository hustvl/ViG, in the folder {path if path.is_dir() else PRETRAINED_FOLDER}, or the path or URL of "
+        "another one"
+    )
 
 
 def use_compile(cfg: Config) -> None:
     """Compile the backbone with `torch.compile`."""
+    _own_backbone(cfg, "--compile", "; mmengine compiles whole models: --cfg-options compile=True").compile = True
+
+
+def _own_backbone(cfg: Config, option: str, advice: str = "") -> ConfigDict:
     backbone = cfg.model.get("backbone", {})
-    if backbone.get("type") not in ("ViG", "HierViG"):
-        raise ConfigError(
-            f"--compile: compiles the backbones ViG and HierViG, not {backbone.get('type')!r}; mmengine compiles whole "
-            "models: --cfg-options compile=True"
-        )
-    backbone.compile = True
+    if backbone.get("type") not in OFFICIAL_FILES:
+        known = ", ".join(OFFICIAL_FILES)
+        raise ConfigError(f"{option}: is for the backbones {known}, not {backbone.get('type')!r}{advice}")
+    return backbone
 
 
 def use_tta(cfg: Config) -> None:
@@ -128,6 +180,16 @@ def _read(path: Path) -> Config:
         return Config.fromfile(path)
     except Exception as error:  # a config is Python: anything can go wrong in it
         raise ConfigError(f"{path} cannot be read as a config: {type(error).__name__}: {error}") from error
+
+
+def _for_every_item(overlay: Any, cfg: Any) -> Any:
+    """An overlay in which a dict over a list (the heads of a cascade) is one over each of its items."""
+    if not isinstance(overlay, dict):
+        return overlay
+    if isinstance(cfg, list):
+        return {str(i): _for_every_item(overlay, item) for i, item in enumerate(cfg)}
+    below = cfg if isinstance(cfg, dict) else {}
+    return {key: _for_every_item(value, below.get(key)) for key, value in overlay.items()}
 
 
 def _similar(path: Path) -> str:

@@ -89,12 +89,18 @@ class FiniteOptimWrapper(OptimWrapper):
         params = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         if not params:
             return
-        norms = torch.stack(torch._foreach_norm([p.grad for p in params], dtype=torch.float32))
+        norms = self._norms(params)
         is_skipped = norms.isfinite().all().logical_not()
-        grad_norm = self.clip_func(params, **self.clip_grad_kwargs) if self.clip_grad_kwargs else None
+        grad_norm = self._clip(params)
         self._step_unless(is_skipped, kwargs)
         self._restore_statistics_if(is_skipped)
         self._unread.append(_Update(self.inner_count, params, norms, is_skipped, grad_norm))
+
+    def _norms(self, params: list[nn.Parameter]) -> Tensor:
+        return torch.stack(torch._foreach_norm([p.grad for p in params], dtype=torch.float32))  # [len(params)]
+
+    def _clip(self, params: list[nn.Parameter]) -> Tensor | None:
+        return self.clip_func(params, **self.clip_grad_kwargs) if self.clip_grad_kwargs else None
 
     def _step_unless(self, is_skipped: Tensor, kwargs: dict) -> None:
         optimizer = self.optimizer

@@ -14,6 +14,7 @@ from mmengine.registry import (
 )
 
 from ..hier_vig import HierViG
+from ..layers import LayerNorm2d
 from ..necks import SimpleFeaturePyramid
 from ..vig import ViG
 from .checkpoint_hook import AtomicCheckpointHook
@@ -30,7 +31,7 @@ from .runtime_info_hook import DeferredRuntimeInfoHook
 
 MODULES: dict[Registry, tuple[Callable, ...]] = {
     FUNCTIONS: (packed_collate,),
-    MODELS: (ViG, HierViG, SimpleFeaturePyramid),
+    MODELS: (ViG, HierViG, SimpleFeaturePyramid, LayerNorm2d),
     MODEL_WRAPPERS: (GlooDataParallel,),
     OPTIM_WRAPPER_CONSTRUCTORS: (ViGOptimWrapperConstructor,),
     OPTIM_WRAPPERS: (FiniteOptimWrapper, FiniteAmpOptimWrapper),
@@ -47,6 +48,7 @@ MODULES: dict[Registry, tuple[Callable, ...]] = {
 # Classes built on those of mmdet or mmseg, and the modules that have them.
 LAZY: dict[Registry, dict[str, str]] = {
     MODELS: {
+        "BatchedCascadeRCNN": ".batched_rcnn",
         "BatchedFasterRCNN": ".batched_rcnn",
         "BatchedMaskRCNN": ".batched_rcnn",
         "BatchedRPNHead": ".batched_rcnn",

@@ -111,7 +111,7 @@ def _similar_argument(message: str) -> str:
 
 
 def resume_from(cfg: Config, checkpoint: str) -> None:
-    """Continue from `checkpoint`, or from the last whole one in work_dir if it is 'auto' (from scratch if none)."""
+    """Continue from `checkpoint`, or from the last whole one in work_dir if it is 'auto' (anew if none)."""
     if checkpoint != "auto":
         if not Path(checkpoint).is_file():
             raise ConfigError(f"--resume {checkpoint}: no such file; --resume alone takes the last one of the work dir")
@@ -121,10 +121,13 @@ def resume_from(cfg: Config, checkpoint: str) -> None:
     for path in damaged:
         print_log(f"{path} is damaged and passed over", logger="current", level=logging.WARNING)
     if found is None:
+        start = cfg.get("load_from") or "scratch"
         print_log(
-            f"nothing to resume in {cfg.work_dir}: starting from scratch", logger="current", level=logging.WARNING
+            f"nothing to resume in {cfg.work_dir}: starting from {start}", logger="current", level=logging.WARNING
         )
-    cfg.resume, cfg.load_from = found is not None, None if found is None else str(found)
+        cfg.resume = False
+        return
+    cfg.resume, cfg.load_from = True, str(found)
 
 
 def draw_predictions(cfg: Config, folder: str | Path) -> None:

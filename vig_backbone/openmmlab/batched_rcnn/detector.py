@@ -2,7 +2,7 @@
 
 import logging
 
-from mmdet.models.detectors import FasterRCNN, MaskRCNN, TwoStageDetector
+from mmdet.models.detectors import CascadeRCNN, FasterRCNN, MaskRCNN, TwoStageDetector
 from mmdet.structures import DetDataSample
 from mmengine.config import ConfigDict
 from mmengine.logging import print_log
@@ -52,6 +52,10 @@ class BatchedFasterRCNN(_BatchedHeads, FasterRCNN):
 
 class BatchedMaskRCNN(_BatchedHeads, MaskRCNN):
     """MaskRCNN, whose RPNHead and StandardRoIHead are replaced by BatchedRPNHead and BatchedRoIHead."""
+
+
+class BatchedCascadeRCNN(_BatchedHeads, CascadeRCNN):
+    """CascadeRCNN, whose RPNHead is replaced by BatchedRPNHead; its RoI head trains image by image as in mmdet."""
 
 
 def _batched(head: ConfigDict) -> ConfigDict:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from vig_kernels.arguments import without_autocast
 
 # Elements of one intermediate tensor; larger work is cut into pieces of about this size.
 CHUNK_ELEMENTS = 1 << 23
@@ -15,7 +16,7 @@ CHUNK_ELEMENTS = 1 << 23
 @contextmanager
 def kernel_mode(tensor: Tensor) -> Iterator[None]:
     """Run the body as a compiled kernel would: no graph is recorded and autocast changes no dtype."""
-    with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(tensor):
         yield
 
 

@@ -1,18 +1,12 @@
-# Mask R-CNN on COCO, 1x (12 epochs) at 800 x 1333, batch 16 (8 GPUs x 2 or any other split; see auto_scale_lr).
-# Model, data set, schedule and runtime come from the installed mmdet; the settings are those that Swin and VMamba
+# COCO, 1x (12 epochs) at 800 x 1333, batch 16 (8 GPUs x 2 or any other split; see auto_scale_lr): everything but the
+# model. Data set, schedule and runtime come from the installed mmdet; the settings are those that Swin and VMamba
 # publish: AdamW 1e-4, weight decay 0.05 but none on 1-D parameters, 1,000 steps of warm-up, steps at epochs 8 and 11.
 _base_ = [
-    "mmdet::_base_/models/mask-rcnn_r50_fpn.py",
     "mmdet::_base_/datasets/coco_instance.py",
     "mmdet::_base_/schedules/schedule_1x.py",
     "mmdet::_base_/default_runtime.py",
 ]
 custom_imports = dict(imports=["vig_backbone"], allow_failed_imports=False)
-
-model = dict(
-    type="BatchedMaskRCNN",  # "MaskRCNN" does the same image by image
-    data_preprocessor=dict(type="FastDetPreprocessor"),
-)
 
 # The stock pipeline, from transforms that are lighter and give the same; a batch travels as one block of memory.
 train_pipeline = [
@@ -34,16 +28,15 @@ param_scheduler = [
 ]
 optim_wrapper = dict(
     _delete_=True,
-    type="OptimWrapper",
+    type="FiniteOptimWrapper",
     optimizer=dict(type="AdamW", lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
-    # flat: every 1-D parameter (norms, biases), whatever class its module has.
-    paramwise_cfg=dict(flat_decay_mult=0.0, custom_keys={"pos_embed": dict(decay_mult=0.0)}),
+    constructor="ViGOptimWrapperConstructor",  # no decay of 1-D parameters; paramwise_cfg.layer_decay_rate
 )
 default_hooks = dict(
     runtime_info=dict(type="DeferredRuntimeInfoHook"),
     checkpoint=dict(type="AtomicCheckpointHook", interval=1, max_keep_ckpts=2, save_best="coco/segm_mAP"),
 )
-custom_hooks = [dict(type="CheckDataHook")]
+custom_hooks = [dict(type="CheckDataHook"), dict(type="FiniteStepsHook")]
 
 # Test-time augmentation (`--tta`): three scales, each also mirrored. Boxes only: mmdet merges no masks.
 tta_model = dict(

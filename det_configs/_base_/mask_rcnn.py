@@ -1,0 +1,6 @@
+# mmdet's Mask R-CNN, FPN on four maps; goes with one of coco_*.py.
+_base_ = "mmdet::_base_/models/mask-rcnn_r50_fpn.py"
+model = dict(
+    type="BatchedMaskRCNN",  # "MaskRCNN" does the same image by image, and takes padding for image
+    data_preprocessor=dict(type="FastDetPreprocessor"),
+)
