@@ -68,12 +68,18 @@ class Resampling:
         return Resampling(self.size, index, weight)._merged()
 
     @staticmethod
-    def average(windows: Sequence["Resampling"], starts: Sequence[int], target: int) -> "Resampling":
+    def average(
+        windows: Sequence["Resampling"],
+        starts: Sequence[int],
+        target: int,
+        shares: Sequence[Tensor] | None = None,
+    ) -> "Resampling":
         """Windows' outputs, laid over an axis of `target` outputs, averaged where they overlap.
 
         Args:
             windows: their inputs follow each other in the input of the average.
             starts: of the windows' outputs on the axis.
+            shares: how much each output of each window counts, above 0; all the same without.
 
         Raises:
             ValueError: if the windows leave a gap.
@@ -82,11 +88,12 @@ class Resampling:
         index, weight = torch.zeros(target, taps, dtype=torch.int64), torch.zeros(target, taps, dtype=torch.float64)
         covers = torch.zeros(target, 1, dtype=torch.float64)
         size = tap = 0
-        for window, start in zip(windows, starts):
+        for i, (window, start) in enumerate(zip(windows, starts)):
             stop, next_tap = start + len(window), tap + window.index.shape[1]
+            share = 1.0 if shares is None else shares[i].double()[:, None]
             index[start:stop, tap:next_tap] = window.index + size
-            weight[start:stop, tap:next_tap] = window.weight
-            covers[start:stop] += 1
+            weight[start:stop, tap:next_tap] = window.weight * share
+            covers[start:stop] += share
             size, tap = size + window.size, next_tap
         if not covers.all():
             raise ValueError(f"no window covers output {int((covers == 0).nonzero()[0, 0])} of {target}")

@@ -247,6 +247,26 @@ def test_sliding_windows_are_those_of_mmseg(size, crop, stride, align_corners):
     assert_same_prediction((images, samples), align_corners, **settings)
 
 
+def test_windows_count_less_towards_their_edges():
+    """In a linear blend, as far as a pixel is from the nearest edge along each side."""
+    images, samples = batch([(50, 70)])
+    settings = ConfigDict(mode="slide", crop_size=(32, 40), stride=(18, 30), blend="linear", with_scores=True)
+    model = build("FusedEncoderDecoder", head(), test_cfg=settings).eval()
+    total, covers = torch.zeros(1, model.num_classes, 50, 70), torch.zeros(50, 70)
+    rows, columns = (torch.tensor([min(i + 1, side - i) for i in range(side)]) for side in (32, 40))
+    share = rows[:, None] * columns
+    with torch.no_grad():
+        for top, left in ((top, left) for top in (0, 18) for left in (0, 30)):
+            window = images[:, :, top : top + 32, left : left + 40]
+            logits = nn.functional.interpolate(model.decode_head(model.extract_feat(window)), (32, 40), mode="bilinear")
+            total[:, :, top : top + 32, left : left + 40] += share * logits
+            covers[top : top + 32, left : left + 40] += share
+        (predicted,) = model.predict(images, samples)
+    scores, classes = (total / covers).softmax(1).max(1)
+    torch.testing.assert_close(predicted.seg_scores.data, scores, rtol=1e-4, atol=1e-5)
+    assert (predicted.pred_sem_seg.data == classes).float().mean() > 0.999
+
+
 def test_prediction_without_data_samples():
     assert_same_prediction((torch.randn(2, 3, 41, 55), None), mode="whole")
 
@@ -268,6 +288,15 @@ def test_wrong_settings_are_errors():
     model = build("FusedEncoderDecoder", head(), test_cfg=ConfigDict(mode="whole"))
     with pytest.raises(ValueError, match="flip_direction='diagonal': expected 'horizontal' or 'vertical'"):
         model.predict(images, samples)
+    model.test_cfg.blend = "cosine"
+    with pytest.raises(ValueError, match=r"model\.test_cfg\.blend='cosine': expected one of 'mean', 'linear'"):
+        model.predict(images, samples)
+    model.test_cfg.update(blend="linear", keep_logits=True)
+    with pytest.raises(
+        ValueError, match=r"blend='linear' needs label maps from low-resolution logits: with keep_logits"
+    ):
+        model.predict(images, samples)
+    model.test_cfg.update(blend="mean", keep_logits=False)
     model.test_cfg.mode = "sliding"
     with pytest.raises(ValueError, match=r"model.test_cfg.mode='sliding': expected 'slide' or 'whole'"):
         model.predict(images, samples)

@@ -50,18 +50,20 @@ def test_a_chain_is_one_map(align_corners):
     assert rows.index.shape[1] <= 3  # of 2 x 2 entries some meet
 
 
-def test_windows_are_averaged_where_they_overlap():
+@pytest.mark.parametrize("even", [True, False])
+def test_windows_are_averaged_where_they_overlap(even):
     windows, starts, size = (
         [Resampling.bilinear(3, 8), Resampling.bilinear(3, 8), Resampling.bilinear(4, 5)],
         [0, 5, 9],
         14,
     )
     x = torch.randn(10, dtype=torch.float64)
-    total, covers = torch.zeros(size, dtype=torch.float64), torch.zeros(size)
-    for part, window, start in zip(x.split([3, 3, 4]), windows, starts):
-        total[start : start + len(window)] += window.matrix() @ part
-        covers[start : start + len(window)] += 1
-    average = Resampling.average(windows, starts, size)
+    shares = [torch.ones(len(window)) if even else torch.rand(len(window)) + 0.1 for window in windows]
+    total, covers = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+    for part, window, start, share in zip(x.split([3, 3, 4]), windows, starts, shares):
+        total[start : start + len(window)] += share * (window.matrix() @ part)
+        covers[start : start + len(window)] += share
+    average = Resampling.average(windows, starts, size, None if even else shares)
     assert average.size == 10
     torch.testing.assert_close(average.matrix() @ x, total / covers)
 

@@ -1,7 +1,7 @@
 """mmseg's EncoderDecoder, whose losses and label maps come from logits of the head's own resolution."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,14 @@ from ..padding import attach_valid_sizes, attached_valid_sizes
 from .fused_loss import fused_loss, reason_against
 from .upload import upload
 
+STOCK = "with keep_logits (and so with test-time augmentation), one class or a predict of the head's own it is 'mean'"
 Features = tuple[Tensor, ...]
 WINDOW_BATCH = 4  # windows of sliding inference that go through the model at a time
+# How much the pixels of a window count, along one side of it.
+BLENDS: dict[str, Callable[[int], Tensor]] = {
+    "mean": torch.ones,
+    "linear": lambda size: torch.arange(1, size + 1).minimum(torch.arange(size, 0, -1)),
+}
 
 
 class FusedEncoderDecoder(EncoderDecoder):
@@ -35,6 +41,8 @@ class FusedEncoderDecoder(EncoderDecoder):
 
     - ``with_scores`` (False): add `seg_scores`, the softmax of each pixel's class, ``[1, H, W]``;
     - ``window_batch`` (4): images that go through the model at a time in sliding windows;
+    - ``blend`` ("mean"): how overlapping windows are averaged; with "linear" a window counts less and less towards its
+      edges, where it sees least, so that no seams show;
     - ``keep_logits`` (False): predict as mmseg does, with `seg_logits` of full resolution, as test-time augmentation
       needs them.
     """
@@ -74,7 +82,12 @@ class FusedEncoderDecoder(EncoderDecoder):
         """Label maps of images ``[B, 3, H, W]``, each of its `ori_shape`, as `pred_sem_seg` ``[1, H, W]``, int64."""
         head = type(self.decode_head)
         resizes = head.predict is BaseDecodeHead.predict and head.predict_by_feat is BaseDecodeHead.predict_by_feat
+        blend = self.test_cfg.get("blend", "mean")
+        if blend not in BLENDS:
+            raise ValueError(f"model.test_cfg.blend={blend!r}: expected one of {', '.join(map(repr, BLENDS))}")
         if self.test_cfg.get("keep_logits", False) or self.out_channels == 1 or not resizes:
+            if blend != "mean":
+                raise ValueError(f"model.test_cfg.blend={blend!r} needs label maps from low-resolution logits: {STOCK}")
             return super().predict(inputs, data_samples)
         metas = None if data_samples is None else [sample.metainfo for sample in data_samples]
         mode = self.test_cfg.get("mode", "whole")
@@ -116,8 +129,12 @@ class FusedEncoderDecoder(EncoderDecoder):
         h, w = logits.shape[2:]
         logits = logits.view(len(tops), len(lefts), len(inputs), -1, h, w)
         logits = logits.permute(2, 3, 0, 4, 1, 5).flatten(4).flatten(2, 3)  # [B, C, all h, all w]
-        rows = Resampling.average([rows] * len(tops), tops, size[0])
-        return _Maps(logits, rows, Resampling.average([columns] * len(lefts), lefts, size[1]))
+        return _Maps(logits, self._blended(rows, tops, size[0]), self._blended(columns, lefts, size[1]))
+
+    def _blended(self, window: Resampling, starts: list[int], target: int) -> Resampling:
+        """All windows along an axis; for both axes alike, their shares in a pixel are products."""
+        share = BLENDS[self.test_cfg.get("blend", "mean")](len(window))
+        return Resampling.average([window] * len(starts), starts, target, [share] * len(starts))
 
     def _enlarge(self, logits: Tensor, size: Sequence[int]) -> list[Resampling]:
         return [Resampling.bilinear(*pair, self.align_corners) for pair in zip(logits.shape[2:], size)]
