@@ -225,6 +225,8 @@ def test_time_limit_ends_a_row(run):
         ([OUR_SEG, "--modes", "dreaming"], "expected some of training,inference,latency, got 'dreaming'"),
         ([OUR_SEG, "--data", "real", "--modes", "latency"], "expected --modes training alone"),
         ([OUR_SEG, "--data", "real", "--size", "64"], "no --size"),
+        ([OUR_SEG, "--data", "real", "--smaller", "0.5"], "no --size or --smaller"),
+        ([OUR_SEG, "--smaller", "1"], "--smaller must be at least 0 and below 1"),
         ([OUR_SEG, "--plot", "step.jpg"], "expected a name that ends in .png"),
     ],
 )
@@ -302,6 +304,11 @@ def test_precision_decides_on_the_optimizer_wrapper(part):
     assert cfg.optim_wrapper == dict(type="OptimWrapper", optimizer={})
     configs.set_precision(cfg, torch.bfloat16, cpu)
     assert cfg.optim_wrapper.type is configs.CpuAmpOptimWrapper
+    cfg.optim_wrapper = dict(type="FiniteAmpOptimWrapper", dtype="float16", optimizer={})
+    configs.set_precision(cfg, torch.bfloat16, cpu)
+    assert cfg.optim_wrapper == dict(type="FiniteAmpOptimWrapper", dtype="bfloat16", optimizer={})
+    configs.set_precision(cfg, torch.float32, cpu)
+    assert cfg.optim_wrapper == dict(type="FiniteOptimWrapper", optimizer={})
     cfg.optim_wrapper.type = "ApexOptimWrapper"
     with pytest.raises(configs.ConfigError, match=r"optim_wrapper\.type='ApexOptimWrapper'"):
         configs.set_precision(cfg, torch.float32, cpu)
@@ -340,12 +347,19 @@ def feed(part: Callable, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Of a config and options of its dataloader: batches of 3 images of 32 x 48 pixels."""
     monkeypatch.chdir(REPOSITORY)
 
-    def make(config: str, num_classes: int | None, *options: str) -> Any:
+    def make(config: str, num_classes: int | None, *options: str, smaller: float = 0.0) -> Any:
         cfg = part("configs").load_variant(part("configs").parse_variant(config), [*options])
         part("workload").enter_scope(cfg.default_scope)
-        return part("data").synthetic_feed(cfg, (32, 48), 3, num_classes, torch.device("cpu"))
+        return part("data").synthetic_feed(cfg, (32, 48), 3, num_classes, torch.device("cpu"), smaller)
 
     return make
+
+
+@pytest.mark.parametrize("config", [OUR_DET, OUR_SEG])
+def test_images_of_several_sizes(part, feed, config):
+    sizes = {tuple(image.shape[-2:]) for image in feed(config, 5, smaller=0.5).next()["inputs"]}
+    assert len(sizes) > 1
+    assert all(16 <= h <= 32 and 24 <= w <= 48 for h, w in sizes)
 
 
 @pytest.mark.parametrize("config", [SWIN_DET, SWIN_SEG])

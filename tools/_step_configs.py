@@ -15,7 +15,7 @@ from mmengine.config import Config, DictAction
 from mmengine.optim import OptimWrapper
 from torch import nn
 
-from vig_backbone.openmmlab.configuration import load_config, use_amp
+from vig_backbone.openmmlab.configuration import AMP_WRAPPERS, load_config, use_amp
 from vig_backbone.openmmlab.errors import ConfigError
 from vig_backbone.openmmlab.packages import get_installed_path
 
@@ -121,11 +121,15 @@ class CpuHalfOptimWrapper(CpuAmpOptimWrapper):
 def set_precision(cfg: Config, dtype: torch.dtype, device: torch.device) -> None:
     """Train with autocast to `dtype`, on a GPU as ``tools/train.py --amp`` does, or without for float32."""
     wrapper = cfg.optim_wrapper
-    if dtype != torch.float32 and device.type == "cuda":
-        return use_amp(cfg, AMP_DTYPES[dtype])
-    if wrapper.get("type", "OptimWrapper") not in ("OptimWrapper", "AmpOptimWrapper"):
-        raise ConfigError(f"optim_wrapper.type={wrapper.type!r}: expected 'OptimWrapper' or 'AmpOptimWrapper'")
+    plain = {amp: plain for plain, amp in AMP_WRAPPERS.items()}
+    wrapper.type = plain.get(wrapper.get("type", "OptimWrapper"), wrapper.get("type", "OptimWrapper"))
+    if wrapper.type not in AMP_WRAPPERS:
+        raise ConfigError(f"optim_wrapper.type={wrapper.type!r}: expected one of {', '.join(map(repr, AMP_WRAPPERS))}")
     for field in ("dtype", "loss_scale", "use_fsdp"):
         wrapper.pop(field, None)
-    on_cpu = {torch.bfloat16: CpuAmpOptimWrapper, torch.float16: CpuHalfOptimWrapper}
-    wrapper.type = on_cpu.get(dtype, "OptimWrapper")
+    if dtype == torch.float32:
+        return
+    if wrapper.type == "OptimWrapper" and device.type == "cpu":
+        wrapper.type = {torch.bfloat16: CpuAmpOptimWrapper, torch.float16: CpuHalfOptimWrapper}[dtype]
+    else:
+        use_amp(cfg, AMP_DTYPES[dtype])
