@@ -16,7 +16,7 @@ from vig_backbone.openmmlab.finite_steps import NonFiniteError
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="seg_configs/*.py or det_configs/*.py, or a config that inherits from one")
-    parser.add_argument("--data", metavar="NAME", help="another data set: 'toy' is the embedded one, small and quick")
+    parser.add_argument("--data", metavar="NAME", help="another data set: 'toy' and 'hard' are embedded ones")
     parser.add_argument("--work-dir", metavar="DIR", help="logs and checkpoints (default: work_dirs/CONFIG)")
     parser.add_argument(
         "--cfg-options",

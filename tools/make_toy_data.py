@@ -4,7 +4,7 @@
 examples:
   python tools/make_toy_data.py data/toy                     # 160 + 40 images of 128x128, seconds
   python tools/make_toy_data.py data/toy --preview toy.png   # and a picture of what is in it
-  python tools/make_toy_data.py data/hard --difficulty hard --size 256 384 --train 400 --val 100
+  python tools/make_toy_data.py data/hard --difficulty hard --size 256 384 --train 1600 --val 160
   python tools/make_toy_data.py data/toy --seed 1 --overwrite
 """
 

@@ -22,6 +22,7 @@ from vig_backbone.openmmlab.configuration import (
     use_pretrained,
 )
 from vig_backbone.openmmlab.distributed import prepare_processes
+from vig_backbone.openmmlab.fsdp import use_fsdp
 from vig_backbone.openmmlab.run import resume_from, train
 
 
@@ -51,6 +52,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="automatic mixed precision (default type: bfloat16)",
     )
     parser.add_argument("--ema", action="store_true", help="evaluate an exponential moving average of the weights")
+    parser.add_argument(
+        "--fsdp", action="store_true", help="shard parameters, gradients and optimizer state over the processes"
+    )
     parser.add_argument("--with-cp", action="store_true", help="gradient checkpointing: less memory, more time")
     parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the batch size")
     return parser.parse_args(argv)
@@ -64,6 +68,8 @@ def main(args: argparse.Namespace) -> None:
         use_amp(cfg, args.amp)
     if args.ema:
         use_ema(cfg)
+    if args.fsdp:
+        use_fsdp(cfg, args.launcher)
     if args.with_cp:
         use_gradient_checkpointing(cfg)
     if args.auto_scale_lr:

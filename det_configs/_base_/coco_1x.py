@@ -36,7 +36,7 @@ default_hooks = dict(
     runtime_info=dict(type="DeferredRuntimeInfoHook"),
     checkpoint=dict(type="AtomicCheckpointHook", interval=1, max_keep_ckpts=2, save_best="coco/segm_mAP"),
 )
-custom_hooks = [dict(type="CheckDataHook"), dict(type="FiniteStepsHook")]
+custom_hooks = [dict(type="CheckDataHook"), dict(type="FiniteStepsHook"), dict(type="DataOrderHook")]
 
 # Test-time augmentation (`--tta`): three scales, each also mirrored. Boxes only: mmdet merges no masks.
 tta_model = dict(

@@ -79,5 +79,10 @@ default_hooks = dict(
     logger=dict(interval=10),
     checkpoint=dict(interval=max_iters // 2, save_best=None),
 )
-custom_hooks = [dict(type="CheckDataHook"), dict(type="FiniteStepsHook"), dict(type="EvaluateFirstHook")]
+custom_hooks = [
+    dict(type="CheckDataHook"),
+    dict(type="FiniteStepsHook"),
+    dict(type="EvaluateFirstHook"),
+    dict(type="DataOrderHook"),
+]
 randomness = dict(seed=0)

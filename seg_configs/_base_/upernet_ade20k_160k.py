@@ -49,4 +49,4 @@ default_hooks = dict(
     runtime_info=dict(type="DeferredRuntimeInfoHook"),
     checkpoint=dict(type="AtomicCheckpointHook", interval=8000, max_keep_ckpts=2, save_best="mIoU"),
 )
-custom_hooks = [dict(type="CheckDataHook"), dict(type="FiniteStepsHook")]
+custom_hooks = [dict(type="CheckDataHook"), dict(type="FiniteStepsHook"), dict(type="DataOrderHook")]

@@ -52,17 +52,26 @@ LAYOUTS = {
 }
 
 
+# Arguments of tools/make_toy_data.py for the embedded sets, by the name of their folder.
+EMBEDDED = {
+    "toy": "data/toy",
+    "hard": "data/hard --difficulty hard --size 256 384 --train 1600 --val 160",
+}
+
+
 def missing_data_message(kind: str, folder: str | Path, missing: list[str]) -> str:
     """What to tell a user whose data set is not there: what is missing, the layout, the source, the way around."""
     layout = LAYOUTS[kind]
     indent = "\n    "
+    name = Path(folder).parent.name  # data/NAME/coco
+    name = name if name in EMBEDDED else "toy"
     return (
         f"{layout.name} is missing or incomplete in {folder}:\n"
         + "".join(f"  - {item}\n" for item in missing)
         + f"Expected layout:\n    {folder}/{indent}{layout.tree.replace(chr(10), indent)}\n"
         + f"Where to get it: {layout.source}.\n"
-        + "Without a download: `python tools/make_toy_data.py data/toy` writes a small embedded set in both layouts "
-        + "(data/toy/coco and data/toy/ade)."
+        + f"Without a download: `python tools/make_toy_data.py {EMBEDDED[name]}` writes a small embedded set in both "
+        + f"layouts (data/{name}/coco and data/{name}/ade)."
     )
 
 

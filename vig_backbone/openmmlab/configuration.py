@@ -62,7 +62,7 @@ def load_config(path: str | Path, data: str | None = None, options: dict[str, An
 
     Args:
         path: a text-style config of mmengine.
-        data: name of a data set for which the config's folder has ``_base_/data_NAME.py``.
+        data: name of a data set for which the config's folder has ``_base_/data_NAME.py``, or the path of such a file.
         options: dotted names and values, as from ``--cfg-options``.
 
     Raises:
@@ -201,6 +201,12 @@ def _similar(path: Path) -> str:
 
 
 def _data_file(path: Path, data: str) -> Path:
+    if data.endswith(".py"):
+        if not Path(data).is_file():
+            raise ConfigError(
+                f"--data {data}: no such file; expected a name such as 'toy', or a file to lay over the config"
+            )
+        return Path(data)
     file = path.parent / "_base_" / f"data_{data}.py"
     if not file.is_file():
         known = sorted(f.stem.removeprefix("data_") for f in file.parent.glob("data_*.py"))

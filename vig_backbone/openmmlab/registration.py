@@ -9,6 +9,7 @@ from mmengine.registry import (
     MODELS,
     OPTIM_WRAPPER_CONSTRUCTORS,
     OPTIM_WRAPPERS,
+    RUNNERS,
     TRANSFORMS,
     Registry,
 )
@@ -19,11 +20,13 @@ from ..necks import SimpleFeaturePyramid
 from ..vig import ViG
 from .checkpoint_hook import AtomicCheckpointHook
 from .data_hook import CheckDataHook
+from .data_order_hook import DataOrderHook
 from .distributed import GlooDataParallel
 from .draw_hook import DrawPredictionsHook
 from .evaluate_first_hook import EvaluateFirstHook
 from .finite_steps import FiniteAmpOptimWrapper, FiniteOptimWrapper
 from .finite_steps_hook import FiniteStepsHook
+from .fsdp import ShardedAmpOptimWrapper, ShardedOptimWrapper, ShardedRunner
 from .layer_decay import ViGOptimWrapperConstructor
 from .lazy import register_lazily
 from .packed_batch import packed_collate
@@ -34,10 +37,12 @@ MODULES: dict[Registry, tuple[Callable, ...]] = {
     MODELS: (ViG, HierViG, SimpleFeaturePyramid, LayerNorm2d),
     MODEL_WRAPPERS: (GlooDataParallel,),
     OPTIM_WRAPPER_CONSTRUCTORS: (ViGOptimWrapperConstructor,),
-    OPTIM_WRAPPERS: (FiniteOptimWrapper, FiniteAmpOptimWrapper),
+    OPTIM_WRAPPERS: (FiniteOptimWrapper, FiniteAmpOptimWrapper, ShardedOptimWrapper, ShardedAmpOptimWrapper),
+    RUNNERS: (ShardedRunner,),
     HOOKS: (
         AtomicCheckpointHook,
         CheckDataHook,
+        DataOrderHook,
         DeferredRuntimeInfoHook,
         DrawPredictionsHook,
         EvaluateFirstHook,
