@@ -14,7 +14,7 @@ from mmengine.config import ConfigDict
 from mmengine.model import BaseModule
 from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS, init_default_scope
-from test_configs import DET, build, det_batch, take_training_step
+from test_configs import REPOSITORY, build, det_batch, take_training_step
 from test_gla import relative_error
 from torch import Tensor, nn
 
@@ -48,7 +48,7 @@ def small_config(**changes) -> ConfigDict:
 
     Padding is image, as for mmdet.
     """
-    cfg = load_config(DET[0], data="toy").model
+    cfg = load_config(REPOSITORY / "det_configs" / "mask_rcnn_hier_vig_t.py", data="toy").model
     cfg.pop("init_cfg", None)
     cfg.type = "MaskRCNN"
     cfg.data_preprocessor.valid_sizes = False
@@ -273,7 +273,7 @@ def test_bfloat16_is_near_float32() -> None:
 
 
 def test_config_of_this_repository_trains_with_the_batched_heads() -> None:
-    cfg = load_config(next(path for path in DET if path.stem == "mask_rcnn_vig_t"), data="toy")
+    cfg = load_config(REPOSITORY / "det_configs" / "mask_rcnn_vig_t.py", data="toy")
     model = build(cfg)
     assert [type(head).__name__ for head in (model.rpn_head, model.roi_head)] == ["BatchedRPNHead", "BatchedRoIHead"]
     take_training_step(model, cfg, det_batch([(64, 96), (50, 70)], [3, 0], CLASSES))

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vig_backbone.openmmlab.batched_rcnn import proposals
 from vig_backbone.openmmlab.tensor_masks import TensorMasks
+from vig_backbone.padding import attach_valid_sizes
 
 
 def sampled_config() -> ConfigDict:
@@ -61,10 +62,13 @@ class Watch(TorchDispatchMode):
         return call
 
 
-def watch_step(model: nn.Module, images: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+def watch_step(
+    model: nn.Module, images: int, monkeypatch: pytest.MonkeyPatch, smallest: tuple[int, int] = (256, 320)
+) -> tuple[int, int]:
     """Operators and waits of the second `model.loss`, the first one having made the anchors; as it were on a GPU."""
     monkeypatch.setattr(proposals, "boxes_at_once", lambda device: 40_000)
-    data = model.data_preprocessor(make_batch([(256, 320)] * images, [5] * images, TensorMasks), True)
+    sizes = [(256, 320)] * (images - 1) + [smallest]
+    data = model.data_preprocessor(make_batch(sizes, [5] * images, TensorMasks), True)
     model.loss(data["inputs"], data["data_samples"])
     with monkeypatch.context() as patch, Watch() as watch:
         for name in ("tolist", "new_tensor", "numpy", "cpu"):  # these read from the host or write to it
@@ -82,6 +86,14 @@ def test_step_waits_twice_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) ->
         assert stock[1] > 60
         assert ours[0] < stock[0] / (2 if images == 2 else 6)
     assert counts[8][1][0] < counts[2][1][0] + 50
+
+
+def test_padding_is_nothing_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, model = make_pair(sampled_config())
+    model.data_preprocessor.valid_sizes = True
+    _, waits = watch_step(model, 3, monkeypatch, smallest=(200, 250))
+    assert model._padding.are_needed
+    assert waits == 2
 
 
 def on_pretended_gpu(value: Tensor | TensorMasks) -> Tensor | TensorMasks:
@@ -104,7 +116,9 @@ def test_no_other_value_is_read_and_nothing_lies_on_the_wrong_device(monkeypatch
             one.set_metainfo(dict(pad_shape=(96, 128)))
             for name, value in one.gt_instances.items():
                 one.gt_instances.set_field(on_pretended_gpu(value), name)
-        losses = model.train().loss(torch.empty(2, 3, 96, 128, device="cuda"), batch["data_samples"])
+        images = torch.empty(2, 3, 96, 128, device="cuda")
+        attach_valid_sizes(images, torch.empty(2, 2, dtype=torch.long, device="cuda"))
+        losses = model.train().loss(images, batch["data_samples"])
     assert {loss.device.type for loss in losses.values()} == {"cuda"}
 
 
