@@ -5,7 +5,7 @@ examples:
   python tools/train.py seg_configs/upernet_vig_s.py --data toy              # embedded data set, no download
   python tools/train.py seg_configs/upernet_vig_s.py --pretrained --amp      # ADE20K in data/ade, bf16
   python tools/train.py seg_configs/upernet_vig_s.py --amp --resume          # go on
-  torchrun --nproc_per_node 8 tools/train.py det_configs/mask_rcnn_hier_vig_t.py --launcher pytorch
+  bash tools/launch/torchrun.sh train det_configs/mask_rcnn_hier_vig_t.py    # all GPUs; slurm.sh: several machines
   python tools/train.py det_configs/mask_rcnn_vig_s.py --cfg-options train_dataloader.batch_size=4
 """
 

@@ -137,7 +137,7 @@ def official_checkpoint(backbone: str, arch: str, path: Path) -> Path:
     found = sorted(path.glob(pattern))
     if len(found) == 1:
         return found[0]
-    problem = f"{len(found)} files {pattern} in {path}" if path.is_dir() else f"there is no {path}"
+    problem = f"{len(found)} files {pattern} in {path}" if path.is_dir() else f"no file or folder {path}"
     raise ConfigError(
         f"--pretrained: {problem}; expected the official checkpoint of this backbone, {pattern} from the hub "
         f"repository hustvl/ViG, in the folder {path if path.is_dir() else PRETRAINED_FOLDER}, or the path or URL of "
