@@ -86,7 +86,9 @@ def test_pretrained_takes_a_file_or_a_url(cfg, tmp_path):
 
 
 def test_missing_weights_are_asked_for_by_name_and_place(cfg, tmp_path):
-    with pytest.raises(ConfigError, match=r"no file or folder checkpoints; expected .* vig_t_\*\.pth .* in the folder checkpoints"):
+    with pytest.raises(
+        ConfigError, match=r"no file or folder checkpoints; expected .* vig_t_\*\.pth .* in the folder checkpoints"
+    ):
         use_pretrained(cfg, "checkpoints")
     (tmp_path / "vig_s_81p7acc.pth").touch()
     with pytest.raises(ConfigError, match=r"0 files vig_t_\*\.pth in .*hustvl/ViG, in the folder "):
