@@ -576,7 +576,8 @@ def test_row_of_a_gpu(tool, tmp_path, monkeypatch, capsys):
         assert 4 * row["parameters"] < row["peak_bytes"] < 2**34
         assert 0 < row["busy_share"] < 1.1
         assert row["device"]["kernels"] >= len(row["device"]["top"]) > 5
-        assert row["device"]["syncs"] > 0  # reading the losses, or copying the images
+        if row["mode"] == "inference":
+            assert row["device"]["syncs"] > 0  # for results; a training step need not wait for anything
 
 
 @pytest.mark.parametrize(

@@ -27,11 +27,13 @@ def padded_batch(sizes: list[tuple[int, int]], H: int, W: int) -> Tensor:
     return batch
 
 
-def assert_like_alone(model: nn.Module, batch: Tensor, maps: tuple[Tensor, ...], sizes: list[tuple[int, int]]) -> None:
+def assert_like_alone(
+    model: nn.Module, batch: Tensor, maps: tuple[Tensor, ...], sizes: list[tuple[int, int]], limit: float = 1e-4
+) -> None:
     for i, (h, w) in enumerate(sizes):
         for together, alone in zip(maps, model(batch[i : i + 1, :, :h, :w])):
             rows, columns = alone.shape[-2:]
-            assert relative_error(together[i, :, :rows, :columns], alone[0]) < 1e-4
+            assert relative_error(together[i, :, :rows, :columns], alone[0]) < limit
             assert not together[i, :, rows:].any()
             assert not together[i, :, :, columns:].any()
 
@@ -115,10 +117,12 @@ def test_triton_form_of_the_mixer_agrees(device, activation):
 @pytest.mark.gpu
 @FAMILIES
 @torch.no_grad()
-def test_maps_do_not_depend_on_padding_on_a_gpu(family):
+def test_maps_do_not_depend_on_padding_on_a_gpu(family, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     model = make(family).cuda()
     batch = padded_batch(SIZES, 133, 151).cuda()
-    assert_like_alone(model, batch, model(batch, torch.tensor(SIZES, device="cuda")), SIZES)
+    # These weights make every part matter, and rounding as well; other sizes take other kernels of cuDNN.
+    assert_like_alone(model, batch, model(batch, torch.tensor(SIZES, device="cuda")), SIZES, limit=1e-3)
 
 
 @FAMILIES

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..arguments import HAS_TRITON, check_types_and_devices, named_implementation, without_autocast
+from ..arguments import HAS_TRITON, check_types_and_devices, named_implementation, triton_runs_on, without_autocast
 from ..resampling import Resampling
 from .chunk import chunk_resized_argmax
 from .naive import naive_resized_argmax
@@ -41,8 +41,8 @@ def resized_argmax(
         columns: from w columns to M.
         with_scores: whether to return the softmax of the winning class, too.
         impl: ``'naive'`` (PyTorch, full resolution), ``'chunk'`` (PyTorch, some rows at a time; any device),
-            ``'triton'`` (NVIDIA GPUs) or ``'auto'``: ``'chunk'``, as long as the Triton form has run in Triton's
-            interpreter only.
+            ``'triton'`` (NVIDIA GPUs) or ``'auto'``: the Triton form where it runs (a GPU of compute capability 8.0 or
+            higher, torch 2.9 or newer, any type but float64), else the chunked form.
 
     Returns:
         Classes, ``[B, N, M]``, int64, and scores, ``[B, N, M]``, float32 (float64 for float64), or None. No gradients.
@@ -57,7 +57,9 @@ def resized_argmax(
         if resampling.size != size:
             raise ValueError(f"{name} takes {resampling.size} inputs, logits {list(logits.shape)} have {size}")
     check_types_and_devices({"logits": logits})
-    implementation = named_implementation("chunk" if impl == "auto" else impl, IMPLEMENTATIONS)
+    if impl == "auto":
+        impl = "triton" if triton_runs_on(logits) else "chunk"
+    implementation = named_implementation(impl, IMPLEMENTATIONS)
     with without_autocast(logits):
         classes, scores = implementation(logits.detach(), rows, columns, with_scores)
     return classes, scores if with_scores else None

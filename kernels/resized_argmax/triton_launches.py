@@ -10,7 +10,7 @@ from ..resampling import Resampling
 from . import triton_kernels as kernels
 
 # Classes and pixels of a program's tile, and its warps.
-TILE = (16, 64, 4)
+TILE = (4, 128, 2)
 
 
 def triton_resized_argmax(

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..arguments import HAS_TRITON, check_types_and_devices, named_implementation
+from ..arguments import HAS_TRITON, check_types_and_devices, named_implementation, triton_runs_on
 from .naive import naive_resized_cross_entropy
 from .op import apply
 
@@ -36,7 +36,8 @@ def resized_cross_entropy(
         align_corners: whether corner pixels of both sizes lie upon each other, as in `interpolate`.
         impl: ``'naive'`` (PyTorch, full resolution), ``'chunk'`` (PyTorch, some rows at a time; any device),
             ``'triton'`` (NVIDIA GPUs; deterministic, unlike PyTorch's own gradient of `interpolate`) or ``'auto'``:
-            ``'chunk'``, as long as the Triton form has run in Triton's interpreter only.
+            the Triton form where it runs (a GPU of compute capability 8.0 or higher, torch 2.9 or newer, any type but
+            float64), else the chunked form.
 
     Returns:
         The loss, ``[B, H, W]`` in float32 (float64 for float64), and hits, ``[B, H, W]``, boolean. The gradient of the
@@ -50,7 +51,9 @@ def resized_cross_entropy(
             `cross_entropy`.
     """
     _check_arguments(logits, labels)
-    implementation = named_implementation("chunk" if impl == "auto" else impl, IMPLEMENTATIONS)
+    if impl == "auto":
+        impl = "triton" if triton_runs_on(logits) else "chunk"
+    implementation = named_implementation(impl, IMPLEMENTATIONS)
     _check_labels(labels, logits.shape[1], ignore_index)
     return implementation(logits, labels, ignore_index, align_corners)
 
