@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
-from ..padding import at_stride, attached_valid_sizes, clear_padding
+from ..padding import at_stride, attached_valid_sizes, valid_mask
 
 
 class PaddingMasks:
@@ -23,6 +23,7 @@ class PaddingMasks:
     def __init__(self, *modules: nn.Module) -> None:
         self._images: tuple[int, int] | None = None
         self._sizes: Tensor | None = None
+        self._masks: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         for module in modules:
             for layer in module.modules():
                 if looks_at_neighbours(layer):
@@ -31,16 +32,22 @@ class PaddingMasks:
     def set_images(self, images: Tensor) -> None:
         """The batch [B, 3, H, W] from which the next maps come, and the sizes that came along with it."""
         self._images, self._sizes = tuple(images.shape[-2:]), attached_valid_sizes(images)
+        self._masks.clear()
 
     @property
     def are_needed(self) -> bool:
         return self._sizes is not None
 
-    def sizes_of(self, x: Tensor) -> Tensor | None:
-        """The valid sizes [B, 2] of a map [B, C, H, W], whose stride its size tells."""
-        if self._sizes is None:
-            return None
-        return at_stride(self._sizes, stride_of(self._images, tuple(x.shape[-2:])))
+    def _padding_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The valid sizes [B, 2] of a map [B, C, H, W], whose stride its size tells, and where it is padding.
+
+        Made once a batch and size: of the small operators of a mask, every one is a launch.
+        """
+        size = tuple(x.shape[-2:])
+        if size not in self._masks:
+            sizes = at_stride(self._sizes, stride_of(self._images, size))
+            self._masks[size] = sizes, ~valid_mask(sizes, *size)[:, None]
+        return self._masks[size]
 
     def extended(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Maps whose last row and column of image stand in the padding once more.
@@ -49,11 +56,13 @@ class PaddingMasks:
         """
         if self._sizes is None:
             return tuple(maps)
-        return tuple(_repeat_edges(x, self.sizes_of(x)) for x in maps)
+        return tuple(_repeat_edges(x, self._padding_of(x)[0]) for x in maps)
 
     def _clear(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if self._sizes is None:
+            return inputs
         x, *rest = inputs
-        return (clear_padding(x, self.sizes_of(x)), *rest)
+        return (x.masked_fill(self._padding_of(x)[1], 0.0), *rest)
 
 
 def looks_at_neighbours(layer: nn.Module) -> bool:
