@@ -32,6 +32,11 @@ def complete_options(parser: argparse.ArgumentParser, args: argparse.Namespace) 
         parser.error("--device cuda: torch sees no GPU here; --device cpu works everywhere")
     if not all(0 < value < math.inf for value in (args.repeats, args.min_seconds, args.time_limit)):
         parser.error("--repeats, --min-seconds and --time-limit must be above 0")
+    check_files(parser, args)
+
+
+def check_files(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What --json and --plot name; exit code 2 for what cannot be written."""
     if args.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install matplotlib")
     if args.plot and args.plot.suffix != ".png":

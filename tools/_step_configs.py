@@ -69,6 +69,13 @@ def find_config(text: str) -> Path:
         ) from error
 
 
+def check_names(parser: argparse.ArgumentParser, variants: list[Variant]) -> None:
+    """Exit code 2 for two rows that could not be told apart."""
+    names = [variant.name for variant in variants]
+    if len(set(names)) < len(names):
+        parser.error(f"two rows of one name among {', '.join(names)}: expected different ones, NAME=CONFIG sets them")
+
+
 def load_variant(variant: Variant, options: list[str]) -> Config:
     """Its config with `options`, and then its own, laid over; ConfigError if that cannot work."""
     cfg = load_config(find_config(variant.config), options=parse_options([*options, *variant.options]))

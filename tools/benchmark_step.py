@@ -66,7 +66,7 @@ from typing import Any
 import torch
 from _benchmark import DTYPES, add_options, complete_options, write_json
 from _models import TRAINING
-from _step_configs import Variant, load_variant, parse_variant
+from _step_configs import Variant, check_names, load_variant, parse_variant
 from _step_device import count_operators, profile_steps
 from _step_parts import DeviceClock, WallClock, part_times
 from _step_results import Row, Table, draw_plot, format_kernels, name_of_group, ratios_of
@@ -189,7 +189,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     real = args.data == "real"
     args.dtype = args.dtype or ("bf16" if args.device.type == "cuda" else "fp32")
     args.modes = args.modes or ([TRAINING] if real else [*MODES])
-    names = [variant.name for variant in args.configs]
     if args.batch is not None and args.batch < 1:
         parser.error("--batch must be above 0")
     if args.size and len(args.size) > 1:
@@ -198,8 +197,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--smaller must be at least 0 and below 1")
     if real and (args.size or args.smaller or args.modes != [TRAINING]):
         parser.error("--data real: expected --modes training alone, and no --size or --smaller: the pipeline decides")
-    if len(set(names)) < len(names):
-        parser.error(f"two rows of one name among {', '.join(names)}: expected different ones, NAME=CONFIG sets them")
+    check_names(parser, args.configs)
     try:
         args.loaded = [load_variant(variant, args.cfg_options) for variant in args.configs]
     except (ConfigError, argparse.ArgumentTypeError) as error:

@@ -36,7 +36,6 @@ exit code: 0 trained, 1 nothing could be trained, 2 wrong usage; a row that fail
 """
 
 import argparse
-import importlib.util
 import math
 import os
 import shlex
@@ -48,11 +47,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _benchmark import write_json
+from _benchmark import check_files, write_json
 from _compare_configs import is_stock, load_row, parse_variants, set_run
 from _compare_results import SCORES, Row, curve_of, draw_plot, format_table, summarize, thresholds_of
 from _compare_runs import Run, train
-from _step_configs import Variant
+from _step_configs import Variant, check_names
 from _timing import describe_machine
 from mmengine.config import Config
 
@@ -154,21 +153,13 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     args = parser.parse_args(argv)
 
     args.configs = [variant for variants in args.configs for variant in variants]
-    names = [variant.name for variant in args.configs]
     numbers = [args.seeds, *(number for number in (args.iters, args.epochs) if number is not None)]
     if min(numbers) < 1 or args.workers < 0 or not 0 < args.time_limit < math.inf:
         parser.error("--seeds, --iters, --epochs and --time-limit must be above 0, --workers at least 0")
-    if len(set(names)) < len(names):
-        parser.error(f"two rows of one name among {', '.join(names)}: expected different ones, NAME=CONFIG sets them")
+    check_names(parser, args.configs)
     if args.amp and not torch.cuda.is_available():
         parser.error("--amp: stock models train with it on GPUs only, and there is none here; leave it out")
-    if args.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib: pip install matplotlib")
-    if args.plot and args.plot.suffix != ".png":
-        parser.error(f"--plot {args.plot}: expected a name that ends in .png")
-    for path in (args.json, args.plot):
-        if path and (path.is_dir() or not path.parent.is_dir()):
-            parser.error(f"{path}: expected a file in a folder that exists")
+    check_files(parser, args)
     return parser, args
 
 

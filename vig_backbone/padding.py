@@ -20,13 +20,12 @@ __all__ = [
 ]
 
 
-def attach_valid_sizes(images: Tensor, valid_sizes: Tensor | None) -> Tensor:
+def attach_valid_sizes(images: Tensor, valid_sizes: Tensor | None) -> None:
     """Give the images [B, 3, H, W] their valid sizes in pixels along; whatever makes a new tensor of them drops these.
 
     None for images without padding: the backbone has nothing to look after then.
     """
     images.valid_sizes = valid_sizes
-    return images
 
 
 def attached_valid_sizes(images: Tensor) -> Tensor | None:

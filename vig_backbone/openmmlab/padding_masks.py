@@ -16,13 +16,15 @@ class PaddingMasks:
     A stride-4 map of a 1x1 convolution is not zero where the image is padded, and a 3x3 convolution behind it brings
     that into the image. What it would see past the end of a map of the image alone is zero; so is, here, the padding.
 
+    `sizes` are height and width of each image of the batch, [B, 2], in pixels; None where none of them is padded.
+
     Args:
         modules: their convolutions and poolings, at any depth, get a hook; parameters and names stay as they are.
     """
 
     def __init__(self, *modules: nn.Module) -> None:
         self._images: tuple[int, int] | None = None
-        self._sizes: Tensor | None = None
+        self.sizes: Tensor | None = None
         self._masks: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         for module in modules:
             for layer in module.modules():
@@ -31,12 +33,8 @@ class PaddingMasks:
 
     def set_images(self, images: Tensor) -> None:
         """The batch [B, 3, H, W] from which the next maps come, and the sizes that came along with it."""
-        self._images, self._sizes = tuple(images.shape[-2:]), attached_valid_sizes(images)
+        self._images, self.sizes = tuple(images.shape[-2:]), attached_valid_sizes(images)
         self._masks.clear()
-
-    @property
-    def are_needed(self) -> bool:
-        return self._sizes is not None
 
     def _padding_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The valid sizes [B, 2] of a map [B, C, H, W], whose stride its size tells, and where it is padding.
@@ -45,7 +43,7 @@ class PaddingMasks:
         """
         size = tuple(x.shape[-2:])
         if size not in self._masks:
-            sizes = at_stride(self._sizes, stride_of(self._images, size))
+            sizes = at_stride(self.sizes, stride_of(self._images, size))
             self._masks[size] = sizes, ~valid_mask(sizes, *size)[:, None]
         return self._masks[size]
 
@@ -54,12 +52,12 @@ class PaddingMasks:
 
         RoIAlign reads half a pixel past the end of an image. Past the end of a map it takes the last pixel.
         """
-        if self._sizes is None:
+        if self.sizes is None:
             return tuple(maps)
         return tuple(_repeat_edges(x, self._padding_of(x)[0]) for x in maps)
 
     def _clear(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if self._sizes is None:
+        if self.sizes is None:
             return inputs
         x, *rest = inputs
         return (x.masked_fill(self._padding_of(x)[1], 0.0), *rest)

@@ -30,10 +30,9 @@ class Anchors(NamedTuple):
         inside &= (self.boxes[:, :2] >= -border).all(-1)
         return inside & (self.boxes[:, 2:] < sizes[..., 2:] + border).all(-1)
 
-    def of_image(self, metas: list[dict]) -> Tensor:
-        """[B, A]: anchors of cells that begin inside `img_shape`."""
-        sizes = upload([meta["img_shape"][1::-1] for meta in metas], self.boxes.device, torch.float32)
-        return (self.corners < sizes.unsqueeze(1)).all(-1)
+    def of_image(self, sizes: Tensor) -> Tensor:
+        """[B, A]: anchors of cells that begin inside images of `sizes`, [B, 2], height and width."""
+        return (self.corners < sizes.flip(1).unsqueeze(1)).all(-1)
 
 
 class AnchorCache:

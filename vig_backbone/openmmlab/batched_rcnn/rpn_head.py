@@ -124,8 +124,8 @@ class BatchedRPNHead(RPNHead):
         anchors = self._anchors(cls_scores)
         logits = _rows(cls_scores, self.cls_out_channels).float()
         scores = logits.sigmoid().squeeze(-1) if self.use_sigmoid_cls else logits.softmax(-1)[..., 0]
-        if self.padding is not None and self.padding.are_needed:
-            scores = scores.masked_fill(~anchors.of_image(metas), -1)  # behind all others
+        if self.padding is not None and self.padding.sizes is not None:
+            scores = scores.masked_fill(~anchors.of_image(self.padding.sizes), -1)  # behind all others
         scores, index, levels = _best_of_each_level(scores, anchors.counts, cfg.get("nms_pre", -1))
         deltas = take(_rows(bbox_preds, 4), index)
         sizes = [[*meta["img_shape"][1::-1]] * 2 for meta in metas]

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 
 from ...base import FeatureInfo, resolve_indices
-from ...layers import DepthwiseConv3x3
-from ...mixer import impl_around_the_scan
 from ...padding import at_stride
 from ...vig import ViG
 from .adapter import INTERACTIONS, STRIDES, Adapter, AdapterSettings
@@ -88,9 +86,6 @@ class ViGAdapter(ViG):
         settings = replace(SETTINGS[arch], **(adapter or {}))
         strides = self.feature_info.reduction()
         self.adapter = Adapter(self.embed_dim, strides, settings, drop_path_rate, norm_cfg or dict(type="SyncBN"))
-        for module in self.adapter.modules():
-            if isinstance(module, DepthwiseConv3x3):
-                module.impl = impl_around_the_scan(gla_impl)
         self._finish(gla_impl, compile)  # once more, now with the adapter
 
     def init_from_scratch(self) -> None:
