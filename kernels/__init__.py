@@ -7,6 +7,7 @@ from .norm import add_norm
 from .resampling import Resampling
 from .resized_argmax import resized_argmax
 from .resized_loss import resized_cross_entropy
+from .suppression import grouped_nms
 from .swiglu import linear_swiglu
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "add_norm",
     "bidirectional_gla",
     "depthwise_conv3x3",
+    "grouped_nms",
     "linear_swiglu",
     "locality_injection",
     "log_gates",

@@ -160,15 +160,17 @@ def test_overlaps_are_mmdets() -> None:
     assert torch.equal(pairwise_overlap(first, second, of_first=True), bbox_overlaps(first, second, mode="iof"))
 
 
-@pytest.mark.parametrize("budget", [10_000, 250], ids=["together", "image_by_image"])
-def test_suppression_is_mmcvs_for_each_image(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proposals, "boxes_at_once", lambda device: budget)
+@pytest.mark.parametrize("grouped", [True, False], ids=["all_levels_together", "image_by_image"])
+def test_suppression_is_mmcvs_for_each_image(grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proposals, "triton_runs_on", lambda boxes: grouped)
     corners = torch.rand(3, 200, 2) * 60
     boxes = torch.cat((corners, corners + 5 + torch.rand(3, 200, 2) * 30), -1)
-    scores = (torch.rand(3, 200) * 50).round() / 50  # ties
-    levels, valid = torch.randint(0, 3, (200,)), torch.rand(3, 200) < 0.8
+    counts, valid = [110, 0, 70, 20], torch.rand(3, 200) < 0.8
     valid[2] = False
-    found = best_boxes(boxes, scores, levels, valid, 0.5, 30)
+    levels = torch.arange(4).repeat_interleave(torch.tensor(counts))
+    scores = (torch.rand(3, 200) * 50).round() / 50  # ties
+    scores = torch.cat([part.sort(1, descending=True).values for part in scores.split(counts, 1)], 1)
+    found = best_boxes(boxes, scores, counts, valid, 0.5, 30)
     assert found.boxes.shape == (3, 30, 4)
     for image in range(2):
         mine = valid[image]

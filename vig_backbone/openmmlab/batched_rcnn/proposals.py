@@ -8,17 +8,10 @@ from mmdet.structures.bbox import get_box_tensor
 from mmengine.structures import InstanceData
 from torch import Tensor
 from torchvision.ops import nms
+from vig_kernels import grouped_nms
+from vig_kernels.arguments import triton_runs_on
 
-from .batch import image_groups, pad_boxes
-
-
-def boxes_at_once(device: torch.device) -> int:
-    """How many boxes of several images to suppress together.
-
-    Each suppression waits for a GPU once. Its table of pairs takes a bit each, 200 MB for 40,000 boxes; two images at
-    800 x 1344 have 18,000. On the CPU there is nothing to wait for and every pair costs time: image by image.
-    """
-    return 1 if device.type == "cpu" else 40_000
+from .batch import pad_boxes, take
 
 
 class Proposals(Sequence[InstanceData]):
@@ -59,46 +52,38 @@ class Proposals(Sequence[InstanceData]):
 
 
 def best_boxes(
-    boxes: Tensor, scores: Tensor, levels: Tensor, valid: Tensor, iou_threshold: float, limit: int
+    boxes: Tensor, scores: Tensor, counts: Sequence[int], valid: Tensor, iou_threshold: float, limit: int
 ) -> Proposals:
-    """The `limit` best boxes per image after suppression within each level, best first.
+    """The `limit` best boxes per image after suppression within each level, best first, as mmcv's `batched_nms`.
 
-    mmcv's `batched_nms` for all images together: the boxes of an image are moved apart by level as there, with the
-    same rounding, and those of the images in float64, which rounds nothing.
+    On GPUs that run it, all levels of all images at a time, and nobody waits; elsewhere image by image in torchvision.
 
     Args:
-        boxes: [B, M, 4].
+        boxes: [B, M, 4], level by level, within a level best first.
         scores: [B, M], not negative.
-        levels: [M].
+        counts: boxes of each level; M in all.
         valid: [B, M], the boxes that take part.
         iou_threshold: a box goes when it overlaps a better one by more.
         limit: boxes kept per image.
     """
-    B, M = scores.shape
+    if triton_runs_on(boxes):
+        kept = grouped_nms(boxes, valid, counts, iou_threshold)
+    else:
+        kept = _nms_of_each_image(boxes, scores, counts, valid, iou_threshold)
+    # Stable: of equal scores the first comes first.
+    ranked, order = scores.masked_fill(~kept, -1).sort(dim=1, descending=True, stable=True)
+    chosen = order[:, :limit]
+    return Proposals(take(boxes, chosen), take(scores, chosen), ranked[:, :limit] >= 0)
+
+
+def _nms_of_each_image(
+    boxes: Tensor, scores: Tensor, counts: Sequence[int], valid: Tensor, iou_threshold: float
+) -> Tensor:
+    """Which boxes are left, [B, M]. As in mmcv, the levels of an image are moved apart; boxes out of it come last."""
+    kept = torch.zeros_like(valid)
+    levels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(boxes.device)
     reach = boxes.masked_fill(~valid.unsqueeze(-1), 0).amax((1, 2)) + 1  # [B]
-    spread = (boxes + (levels * reach[:, None]).unsqueeze(-1)).double()
-    step = spread.amax() - spread.amin() + 1
-    spread = spread + (torch.arange(B, device=boxes.device) * step)[:, None, None]
-    # Boxes that do not take part come last and so suppress none.
-    ranks = scores.masked_fill(~valid, -1)
-    kept = [
-        nms(spread[part].flatten(0, 1), ranks[part].flatten().double(), iou_threshold) + part.start * M
-        for part in image_groups([M] * B, boxes_at_once(boxes.device))
-    ]
-    chosen, valid = _first_of_each_image(torch.cat(kept), ranks, limit)
-    return Proposals(boxes.flatten(0, 1)[chosen], scores.flatten()[chosen], valid)
-
-
-def _first_of_each_image(kept: Tensor, ranks: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """Rows [B, limit] of the flat boxes in the order of `kept` [K], and which of them are there."""
-    B, M = ranks.shape
-    limit = min(limit, M)
-    image = kept // M
-    images = torch.arange(B, device=kept.device)
-    mine = (image[:, None] == images) & (ranks.flatten()[kept] >= 0)[:, None]  # [K, B]
-    place = mine.cumsum(0).gather(1, image[:, None]).squeeze(1) - 1
-    # What is not wanted goes to one place behind all others.
-    wanted = mine.any(1) & (place < limit)
-    place = torch.where(wanted, image * limit + place, B * limit)
-    chosen = kept.new_zeros(B * limit + 1).scatter_(0, place, kept)[:-1].view(B, limit)
-    return chosen, torch.arange(limit, device=kept.device) < mine.sum(0)[:, None]
+    spread = boxes + (levels * reach[:, None]).unsqueeze(-1)
+    for image, ranks in enumerate(scores.masked_fill(~valid, -1)):
+        kept[image, nms(spread[image], ranks, iou_threshold)] = True
+    return kept & valid

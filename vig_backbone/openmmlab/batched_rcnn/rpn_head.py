@@ -23,7 +23,7 @@ _STOCK = "RPNHead"
 
 
 class BatchedRPNHead(RPNHead):
-    """RPNHead whose training waits for the device only in the non-maximum suppression; the config is the same.
+    """RPNHead whose training does not wait for the device; the config is the same.
 
     Losses are those of RPNHead for the same sample, given as a sum over the levels; which anchors are drawn differs
     (see BatchedSampler). An image without any anchor inside contributes nothing, where mmdet raises an error. Boxes
@@ -126,7 +126,7 @@ class BatchedRPNHead(RPNHead):
         scores = logits.sigmoid().squeeze(-1) if self.use_sigmoid_cls else logits.softmax(-1)[..., 0]
         if self.padding is not None and self.padding.sizes is not None:
             scores = scores.masked_fill(~anchors.of_image(self.padding.sizes), -1)  # behind all others
-        scores, index, levels = _best_of_each_level(scores, anchors.counts, cfg.get("nms_pre", -1))
+        scores, index, counts = _best_of_each_level(scores, anchors.counts, cfg.get("nms_pre", -1))
         deltas = take(_rows(bbox_preds, 4), index)
         sizes = [[*meta["img_shape"][1::-1]] * 2 for meta in metas]
         limits = upload(sizes, scores.device, torch.float32).unsqueeze(1)  # [B, 1, 4]
@@ -139,7 +139,7 @@ class BatchedRPNHead(RPNHead):
         valid = scores >= 0
         if smallest >= 0:
             valid &= (sides > smallest).all(-1)
-        return best_boxes(boxes, scores, levels, valid, cfg.nms.iou_threshold, cfg.max_per_img)
+        return best_boxes(boxes, scores, counts, valid, cfg.nms.iou_threshold, cfg.max_per_img)
 
 
 def _rows(maps: list[Tensor], channels: int) -> Tensor:
@@ -147,24 +147,20 @@ def _rows(maps: list[Tensor], channels: int) -> Tensor:
     return torch.cat([level.permute(0, 2, 3, 1).reshape(len(level), -1, channels) for level in maps], 1)
 
 
-def _best_of_each_level(scores: Tensor, counts: list[int], most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `most` best of every level (all, in their order, of a level with fewer, or if `most` is not positive).
+def _best_of_each_level(scores: Tensor, counts: list[int], most: int) -> tuple[Tensor, Tensor, list[int]]:
+    """The `most` best of every level (all of a level with fewer, or if `most` is not positive), best first.
 
-    Scores [B, M], their places [B, M] among all anchors, their levels [M]. Sorted because torch.topk leaves open
+    Scores [B, M], their places [B, M] among all anchors, how many of each level. Sorted because torch.topk leaves open
     which of equal scores it takes, and the padding of an image gives many.
     """
-    best, places, levels, start = [], [], [], 0
-    for level, part in enumerate(scores.split(counts, 1)):
-        if 0 < most < part.size(1):
-            ranked, place = part.sort(dim=1, descending=True, stable=True)
-            part, place = ranked[:, :most], place[:, :most]
-        else:
-            place = torch.arange(part.size(1), device=part.device).expand_as(part)
-        best.append(part)
-        places.append(place + start)
-        levels.append(torch.full((part.size(1),), level, device=part.device))
-        start += counts[level]
-    return torch.cat(best, 1), torch.cat(places, 1), torch.cat(levels)
+    best, places, start = [], [], 0
+    for part in scores.split(counts, 1):
+        ranked, place = part.sort(dim=1, descending=True, stable=True)
+        count = min(most, part.size(1)) if most > 0 else part.size(1)
+        best.append(ranked[:, :count])
+        places.append(place[:, :count] + start)
+        start += part.size(1)
+    return torch.cat(best, 1), torch.cat(places, 1), [part.size(1) for part in best]
 
 
 def _check_nms(cfg: ConfigDict) -> None:
