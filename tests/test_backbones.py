@@ -435,35 +435,60 @@ def test_patch_convolution_is_the_same_on_a_gpu(s):
     assert relative_error(conv.weight.grad.cpu(), gradient) < 1e-12
 
 
-def test_compiled_once_for_all_image_sizes(family, monkeypatch):
-    torch._dynamo.reset()
-    archs = sys.modules[family.__module__].ARCHS
-    monkeypatch.setitem(archs, "tiny", archs["tiny"] | dict(depth=1, depths=(1, 1)))
-    graphs = []
+class CountedGraphs:
+    """A backend for torch.compile that runs the graphs as they are."""
 
-    def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable[..., Any]:
-        graphs.append(graph)
+    def __init__(self) -> None:
+        torch._dynamo.reset()
+        self.count = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list) -> Callable[..., Any]:
+        self.count += 1
         return graph.forward
 
-    last = 0 if family is ViG else 1
-    plain = family("tiny", out_indices=(last,))
-    model = family("tiny", out_indices=(last,), compile=dict(backend=backend, fullgraph=True))
+
+def with_depth(monkeypatch, family, depth: int) -> None:
+    archs = sys.modules[family.__module__].ARCHS
+    monkeypatch.setitem(archs, "tiny", archs["tiny"] | dict(depth=depth, depths=(depth, depth)))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_compiled_once_for_all_image_sizes(family, padded, monkeypatch):
+    with_depth(monkeypatch, family, 2)
+    graphs = CountedGraphs()
+    plain = family("tiny", out_indices=(1,))
+    model = family("tiny", out_indices=(1,), compile=dict(backend=graphs, fullgraph=True))
     model.load_state_dict(plain.state_dict())
+    kinds = 1 if family is ViG else 2  # widths of blocks
+
+    def run(m, x):
+        return m(x, torch.tensor([x.shape[2:]] * (len(x) - 1) + [[40, 50]]) if padded else None)[0]
+
     model.eval(), plain.eval()
     with torch.no_grad():
-        for size in ((2, 3, 64, 96), (2, 3, 97, 131), (3, 3, 70, 200), (2, 3, 224, 224)):
+        for size in ((4, 3, 96, 144), (4, 3, 97, 131), (2, 3, 70, 200)):  # no two dimensions alike in the first one
             x = torch.randn(size)
-            assert relative_error(model(x)[0], plain(x)[0]) < 1e-5
-    assert len(graphs) <= 2  # ViG has one more for the size of its position embedding
+            assert relative_error(run(model, x), run(plain, x)) < 1e-5
+    assert graphs.count == kinds
     model.train(), plain.train()
-    for size in ((2, 3, 64, 96), (4, 3, 97, 131)):
+    for size in ((4, 3, 96, 144), (5, 3, 97, 131)):
         x = torch.randn(size)
         for m in (model, plain):
             m.zero_grad()
-            m(x)[0].square().mean().backward()
+            run(m, x).square().mean().backward()
         for (name, a), b in zip(model.named_parameters(), plain.parameters(), strict=True):
             assert b.grad is None or relative_error(a.grad, b.grad) < 1e-3, name
-    assert len(graphs) <= 3
+    assert graphs.count == 2 * kinds
+
+
+def test_blocks_that_differ_in_drop_path_share_a_graph(family, monkeypatch):
+    with_depth(monkeypatch, family, 4)
+    graphs = CountedGraphs()
+    model = family("tiny", drop_path_rate=0.3, out_indices=(1,), compile=dict(backend=graphs, fullgraph=True))
+    model.train()
+    outs = [model(torch.ones(3, 3, 64, 64))[0] for _ in range(3)]
+    assert not torch.equal(outs[0], outs[1])
+    assert graphs.count == (2 if family is ViG else 3)  # the first block has a rate of 0
 
 
 def test_depthwise_convolution_is_local_and_zero_padded():

@@ -71,7 +71,7 @@ def test_types_and_strides(impl, dtype, device):
     boxes = random_boxes(70, 2).to(device, dtype).transpose(0, 1)
     valid = torch.ones(2, 70, dtype=torch.bool, device=device)
     kept = grouped_nms(boxes, valid, [70], 0.4137, impl)
-    assert torch.equal(kept.cpu(), expected(boxes.float(), valid, [70], 0.4137))
+    assert torch.equal(kept.cpu(), expected(boxes.float().cpu(), valid.cpu(), [70], 0.4137))
 
 
 def test_nothing_at_all():

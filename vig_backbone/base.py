@@ -1,6 +1,7 @@
 """What both backbones have in common: freezing, checkpointing, initialisation, the contract with timm and OpenMMLab."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,10 @@ from .checkpoint import load_checkpoint
 from .layers import DepthwiseConv3x3, GatedLinear, LayerNorm, RMSNorm
 from .mixer import impl_around_the_scan
 from .padding import attached_valid_sizes, check_image_sizes
+
+# Graphs of one kind of block, at most: four widths, and for each training or not, one image or several, with valid
+# sizes or without, with drop path or without. More would run without a graph.
+MAX_GRAPHS = 64
 
 
 class FeatureInfo(list):
@@ -47,7 +52,23 @@ class Backbone(nn.Module):
         self.init_from_scratch()
         self.train()
         if compile:
-            self.compile(**{"dynamic": True, **(compile if isinstance(compile, dict) else {})})
+            self._compile_parts(**(compile if isinstance(compile, dict) else {}))
+
+    def _compile_parts(self, **options: Any) -> None:
+        """Compile the blocks, each by itself: those of the same kind share a graph.
+
+        In one graph the sizes of later maps would be formulas of the image's size, whose simplification alone takes
+        more than a minute. Stem and downsamplings are few operators, and Inductor (of torch 2.11) has an assertion that
+        fails for the gradient of their strided convolutions where sizes are dynamic.
+        """
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, MAX_GRAPHS)
+        for part in self.compiled_parts():
+            part.compile(**{"dynamic": True, **options})
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """What `compile` compiles."""
+        raise NotImplementedError
 
     def freezable_stages(self) -> list[list[nn.Module | nn.Parameter]]:
         """Stem first, then what each further step of `frozen_stages` freezes."""

@@ -134,9 +134,8 @@ class HierViG(Backbone):
         frozen_stages: -1: nothing; 0: stem; n: the stem and the first n stages.
         with_cp: gradient checkpointing, block by block.
         gla_impl: implementation of the scan, see :func:`vig_kernels.bidirectional_gla`.
-        compile: `torch.compile` of the forward pass (not of `forward_features` and `forward_intermediates`); True, or
-            a dict of its options. Image sizes are dynamic: one graph each for training and evaluation, and for one
-            image and several, whatever their sizes.
+        compile: `torch.compile` of the blocks; True, or a dict of its options. Image sizes are dynamic. Blocks that
+            differ in their weights alone share a graph, so that deep models take no longer to compile.
         init_cfg: None, or ``dict(type='Pretrained', checkpoint='path or URL')``; takes official files as they are.
 
     Raises:
@@ -234,6 +233,9 @@ class HierViG(Backbone):
         if stage not in self.out_indices:
             raise ValueError(f"stage {stage} has no out-norm: it is not in out_indices={self.out_indices}")
         return self.get_submodule(f"outnorm{stage}")
+
+    def compiled_parts(self) -> list[nn.Module]:
+        return [block for stage in self.layers for block in stage.blocks]
 
     def freezable_stages(self) -> list[list[nn.Module | nn.Parameter]]:
         stages = []

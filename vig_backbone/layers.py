@@ -105,13 +105,20 @@ class DropPath(nn.Module):
         super().__init__()
         if not 0 <= rate < 1:
             raise ValueError(f"drop path rate must lie in [0, 1), got {rate}")
-        self.rate = rate
+        self._rate = rate
+        # A tensor, so that blocks that differ in it alone share a compiled graph; on the CPU, where reading it is free.
+        self._kept = torch.tensor(1 - rate, device="cpu")
+        self._drops = rate > 0
+
+    @property
+    def rate(self) -> float:
+        return self._rate
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rate == 0 or not self.training:
+        if not (self._drops and self.training):
             return x
-        keep = x.new_empty(len(x), *[1] * (x.dim() - 1)).bernoulli_(1 - self.rate)
-        return x * keep.div_(1 - self.rate)
+        keep = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) < self._kept
+        return x * (keep / self._kept).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"

@@ -91,9 +91,8 @@ class ViG(Backbone):
         frozen_stages: -1: nothing; 0: stem and position embedding; n: these and the first n blocks.
         with_cp: gradient checkpointing, block by block.
         gla_impl: implementation of the scan, see :func:`vig_kernels.bidirectional_gla`.
-        compile: `torch.compile` of the forward pass (not of `forward_features` and `forward_intermediates`); True, or
-            a dict of its options. Image sizes are dynamic: one graph each for training and evaluation, and for one
-            image and several, whatever their sizes.
+        compile: `torch.compile` of the blocks; True, or a dict of its options. Image sizes are dynamic. Blocks that
+            differ in their weights alone share a graph, so that deep models take no longer to compile.
         init_cfg: None, or ``dict(type='Pretrained', checkpoint='path or URL')``; takes official files as they are.
 
     Raises:
@@ -193,6 +192,9 @@ class ViG(Backbone):
             return grid
         resized = F.interpolate(grid.permute(0, 3, 1, 2), size=(H, W), mode="bicubic", align_corners=False)
         return resized.permute(0, 2, 3, 1)
+
+    def compiled_parts(self) -> list[nn.Module]:
+        return list(self.blocks)
 
     def freezable_stages(self) -> list[list[nn.Module | nn.Parameter]]:
         return [[self.patch_embed, self.pos_embed], *([block] for block in self.blocks)]

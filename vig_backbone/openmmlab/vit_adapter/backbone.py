@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from ...base import FeatureInfo, resolve_indices
@@ -43,7 +42,7 @@ class ViGAdapter(ViG):
         frozen_stages: as in ViG; the adapter is never frozen.
         with_cp: gradient checkpointing of blocks, injectors and extractors.
         gla_impl, init_cfg: as in ViG.
-        compile: as in ViG, in three graphs; ``fullgraph`` is not possible.
+        compile: as in ViG, and of the same modules: those of the adapter run as they are.
 
     Raises:
         ValueError: as ViG, and for an unknown `add_features` or heads that do not divide the channels.
@@ -98,13 +97,7 @@ class ViGAdapter(ViG):
         valid_sizes = self.check_images(x, valid_sizes)
         prior = self.adapter.spatial_prior(x, valid_sizes)
         tokens = self.embed(x, valid_sizes)
-        # In a graph of its own, each part takes sizes of maps for plain numbers. In one graph they would be formulas
-        # of the image's size, and Inductor would take many minutes to simplify their sums and products.
-        if torch.compiler.is_compiling():
-            torch._dynamo.graph_break()
         features, pyramid = self._interact(tokens, prior, valid_sizes)
-        if torch.compiler.is_compiling():
-            torch._dynamo.graph_break()
         return self.adapter.outputs(prior | pyramid, features, valid_sizes)
 
     def _interact(
