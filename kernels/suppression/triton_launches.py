@@ -12,7 +12,7 @@ from ..plans import Plan, call
 from . import triton_kernels as kernels
 
 # Boxes that are decided at once, boxes before them that a tile holds, warps.
-TILE = dict(BI=64, BJ=512, num_warps=16)
+TILE = dict(BI=32, BJ=512, num_warps=16)
 
 
 def triton_grouped_nms(boxes: Tensor, valid: Tensor, counts: Sequence[int], iou_threshold: float) -> Tensor:
