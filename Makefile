@@ -7,7 +7,7 @@ WORKERS ?= 2
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo lint test test-all test-gpu format clean
+.PHONY: help setup demo app lint test test-all test-gpu format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
@@ -26,6 +26,9 @@ $(READY): constraints.txt pyproject.toml
 
 demo: $(READY)  ## train and evaluate both tasks on the embedded data set, with pictures
 	$(BIN)/python tools/demo.py
+
+app: $(READY)  ## a web page that shows what the demo's two models see in an image
+	$(BIN)/python tools/app.py
 
 lint: $(READY)  ## ruff, check only
 	$(BIN)/ruff check .

@@ -14,7 +14,8 @@ from vig_backbone.openmmlab.errors import ConfigError, DataError
 from vig_backbone.openmmlab.finite_steps import NonFiniteError
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+def add_config_arguments(parser: argparse.ArgumentParser, launcher: bool = True) -> None:
+    """Those of every command that works from a config; without `launcher`, of one that is a single process."""
     parser.add_argument("config", help="seg_configs/*.py or det_configs/*.py, or a config that inherits from one")
     parser.add_argument("--data", metavar="NAME", help="another data set: 'toy' and 'hard' are embedded ones")
     parser.add_argument("--work-dir", metavar="DIR", help="logs and checkpoints (default: work_dirs/CONFIG)")
@@ -26,7 +27,10 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         help="change fields of the config, e.g. optim_wrapper.optimizer.lr=1e-4 model.backbone.with_cp=True",
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile of the backbone, for all image sizes")
-    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm"), default="none", help="how it was started")
+    if launcher:
+        parser.add_argument(
+            "--launcher", choices=("none", "pytorch", "slurm"), default="none", help="how it was started"
+        )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
