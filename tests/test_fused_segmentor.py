@@ -11,6 +11,7 @@ from mmengine.structures import PixelData
 from torch import Tensor, nn
 
 import vig_backbone  # noqa: F401
+from vig_backbone.openmmlab import fused_segmentor
 from vig_backbone.openmmlab.configuration import load_config, use_tta
 
 CLASSES = 7
@@ -245,6 +246,20 @@ def test_sliding_windows_are_those_of_mmseg(size, crop, stride, align_corners):
     # mmseg changes the metas of a batch on its way.
     settings = dict(mode="slide", crop_size=crop, stride=stride)
     assert_same_prediction((images, samples), align_corners, **settings)
+
+
+@pytest.mark.parametrize("settings", [dict(window_batch=3), dict()], ids=["as_told", "by_their_pixels"])
+def test_windows_go_through_the_model_some_at_a_time(settings, monkeypatch):
+    monkeypatch.setitem(fused_segmentor.WINDOW_PIXELS, "cpu", 3 * 32 * 48 + 5)
+    images, samples = batch([(50, 70), (50, 70)])
+    settings = settings | dict(mode="slide", crop_size=(32, 48), stride=(20, 32))
+    model = build("FusedEncoderDecoder", head("UPerHead"), test_cfg=ConfigDict(settings)).eval()
+    sizes = []
+    model.backbone.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    with torch.no_grad():
+        model.predict(images, samples)
+    assert sizes == [3, 3, 2]  # two rows and two columns of windows, two images
+    assert_same_prediction(batch([(50, 70), (50, 70)]), **settings)
 
 
 def test_windows_count_less_towards_their_edges():
