@@ -50,12 +50,13 @@ def work_dir(options: list[str]) -> Path:
 
 
 def test_segmentation_trains_tests_and_draws(run_python, small_seg: list[str], tmp_path: Path) -> None:
-    run_python("tools/train.py", SEG, *small_seg)
+    run_python("tools/train.py", SEG, *small_seg, "--tensorboard")
     checkpoint = work_dir(small_seg) / "iter_4.pth"
     overlays, maps = tmp_path / "overlays", tmp_path / "maps"
     run_python("tools/test.py", SEG, checkpoint, "--show-dir", overlays, "--out", maps, *small_seg)
     metrics = json.loads((work_dir(small_seg) / "metrics.json").read_text())
     assert 0 <= metrics["mIoU"] <= 100
+    assert list(work_dir(small_seg).glob("*/vis_data/events.out.tfevents.*"))
     pictures = list(overlays.rglob("*.png"))
     assert len(pictures) == 6
     with Image.open(pictures[0]) as picture:

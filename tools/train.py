@@ -24,6 +24,7 @@ from vig_backbone.openmmlab.configuration import (
 from vig_backbone.openmmlab.distributed import prepare_processes
 from vig_backbone.openmmlab.fsdp import use_fsdp
 from vig_backbone.openmmlab.run import resume_from, train
+from vig_backbone.openmmlab.tensorboard import use_tensorboard
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -56,6 +57,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--fsdp", action="store_true", help="shard parameters, gradients and optimizer state over the processes"
     )
     parser.add_argument("--with-cp", action="store_true", help="gradient checkpointing: less memory, more time")
+    parser.add_argument("--tensorboard", action="store_true", help="write the curves for TensorBoard as well")
     parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate with the batch size")
     return parser.parse_args(argv)
 
@@ -72,6 +74,8 @@ def main(args: argparse.Namespace) -> None:
         use_fsdp(cfg, args.launcher)
     if args.with_cp:
         use_gradient_checkpointing(cfg)
+    if args.tensorboard:
+        use_tensorboard(cfg)
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
     if args.resume:
