@@ -8,12 +8,14 @@ from . import hier_vig, vig
 from .base import Backbone
 from .checkpoint import load_checkpoint
 from .hier_vig import HierViG
+from .timm_hook import register_when_imported
 from .vig import ViG
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     **{f"vig_{arch}": partial(ViG, arch=arch) for arch in vig.ARCHS},
     **{f"hier_vig_{arch}": partial(HierViG, arch=arch) for arch in hier_vig.ARCHS},
 }
+register_when_imported()  # classifiers under the same names, in timm
 
 
 def build_backbone(name: str, checkpoint: str | None = None, **options: Any) -> Backbone:

@@ -41,7 +41,12 @@ def load_checkpoint(model: nn.Module, checkpoint: str | os.PathLike, key: str | 
         CheckpointError: file missing, truncated or not a checkpoint; weights of another variant or model.
     """
     source = str(checkpoint)
-    weights = select_weights(read_checkpoint(source), source, key, prefix)
+    dropped = getattr(model, "dropped_parameters", CLASSIFIER_PREFIXES)
+    load_weights(model, select_weights(read_checkpoint(source), source, key, prefix, dropped), source)
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load weights by their names in the model, all of them or none; CheckpointError if they do not fit."""
     problems = compare(model, weights)
     if problems:
         raise CheckpointError(
@@ -52,10 +57,16 @@ def load_checkpoint(model: nn.Module, checkpoint: str | os.PathLike, key: str | 
 
 def read_checkpoint(source: str) -> Mapping:
     """The content of a checkpoint file or URL, on the CPU, by safe (weights-only) unpickling."""
+    path = local_file(source)
+    return _read_file(path, str(path))
+
+
+def local_file(source: str) -> Path:
+    """The file of a checkpoint, fetched where `source` is a URL."""
     path = _download(source) if urlparse(source).scheme in ("http", "https") else Path(source)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: give the path of a .pth or .safetensors file, or its URL")
-    return _read_file(path, str(path))
+    return path
 
 
 def _read_file(path: Path, name: str) -> Mapping:
@@ -79,12 +90,31 @@ def _read_file(path: Path, name: str) -> Mapping:
     return content
 
 
-def select_weights(content: Mapping, source: str, key: str | None = None, prefix: str = "") -> dict[str, Tensor]:
-    """The backbone's own weights out of a checkpoint's content, by their names in the backbone."""
+def select_weights(
+    content: Mapping,
+    source: str,
+    key: str | None = None,
+    prefix: str = "",
+    dropped: tuple[str, ...] = CLASSIFIER_PREFIXES,
+) -> dict[str, Tensor]:
+    """The backbone's own weights out of a checkpoint's content, by their names in it, less those `dropped`."""
+    weights = find_weights(content, source, key, prefix)
+    prefix = prefix or ("backbone." if any(name.startswith("backbone.") for name in weights) else "")
+    weights = _below(weights, prefix)
+    if not weights:
+        raise CheckpointError(f"no weight in {source} starts with {prefix!r}")
+    return {name: value for name, value in weights.items() if not name.startswith(dropped)}
+
+
+def find_weights(content: Mapping, source: str, key: str | None = None, prefix: str = "") -> dict[str, Tensor]:
+    """All weights of a checkpoint's content, by their names in the model, which is wrapped in nothing.
+
+    Args:
+        prefix: of names that are looked for; wrappers in it stay.
+    """
     if key is not None and key not in content:
         raise CheckpointError(f"{source} has no entry {key!r}: it holds {sorted(map(str, content))[:12]}")
-    if key is None:
-        key = next((name for name in CONTAINER_KEYS if isinstance(content.get(name), Mapping)), None)
+    key = weights_key(content) if key is None else key
     weights = content if key is None else content[key]
     if not isinstance(weights, Mapping):
         raise CheckpointError(
@@ -99,11 +129,12 @@ def select_weights(content: Mapping, source: str, key: str | None = None, prefix
         if prefix.startswith(wrapper):
             break
         weights = _below(weights, wrapper)
-    prefix = prefix or ("backbone." if any(name.startswith("backbone.") for name in weights) else "")
-    weights = _below(weights, prefix)
-    if not weights:
-        raise CheckpointError(f"no weight in {source} starts with {prefix!r}")
-    return {name: value for name, value in weights.items() if not name.startswith(CLASSIFIER_PREFIXES)}
+    return weights
+
+
+def weights_key(content: Mapping) -> str | None:
+    """The entry of a checkpoint's content that has the weights; None if they are the content."""
+    return next((name for name in CONTAINER_KEYS if isinstance(content.get(name), Mapping)), None)
 
 
 def compare(model: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
@@ -134,16 +165,29 @@ def _describe(model: nn.Module) -> str:
     return f"{type(model).__name__}(arch={getattr(model, 'arch', None)!r})"
 
 
+def _is_same_variant(candidate: nn.Module, model: nn.Module) -> bool:
+    """Whether `model` is of the candidate's class, or a classifier built on it, and of its size."""
+    return isinstance(model, type(candidate)) and getattr(model, "arch", None) == candidate.arch
+
+
 def _hint(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
     """Name the variant that the weights belong to, if they belong to one."""
+    found = find_variant({name: value for name, value in weights.items() if not name.startswith(CLASSIFIER_PREFIXES)})
+    if found is None or _is_same_variant(found[1], model):
+        return ""
+    return f" These are the weights of {_describe(found[1])}, {found[0]!r}: set type and arch accordingly"
+
+
+def find_variant(weights: Mapping[str, Tensor]) -> tuple[str, nn.Module] | None:
+    """Name and skeleton (on the meta device) of the backbone that has these weights, if one has."""
     from .builder import BACKBONES
 
     for name, make in BACKBONES.items():
         with torch.device("meta"):
             candidate = make()
-        if not compare(candidate, weights) and _describe(candidate) != _describe(model):
-            return f" These are the weights of {_describe(candidate)}, {name!r}: set type and arch accordingly"
-    return ""
+        if not compare(candidate, weights):
+            return name, candidate
+    return None
 
 
 def _download(url: str) -> Path:
