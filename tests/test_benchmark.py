@@ -243,7 +243,7 @@ def test_batches_have_about_as_many_pixels(tool):
 
 
 def test_resolutions_are_height_and_width(tool):
-    assert tool.parse_resolutions("224,800x1344,224") == [(224, 224), (800, 1344)]
+    assert tool.parse_sizes("224,800x1344,224") == [(224, 224), (800, 1344)]
     assert [tool.name_of(size) for size in ((224, 224), (800, 1344))] == ["224", "800x1344"]
 
 
@@ -291,8 +291,8 @@ def test_cost_of_depthwise_gradients_is_twice_the_forward_pass():
     ("arguments", "message"),
     [
         (["vig_huge"], "no model vig_huge: expected any of vig_tiny, vig_small"),
-        (["--resolutions", "224,800x"], "expected sides or HxW in pixels such as 224,800x1344, got '224,800x'"),
-        (["--resolutions", "1x2x3"], "expected sides or HxW"),
+        (["--resolutions", "224,800x"], "expected HxW, or one side, in pixels, such as 800x1344 or 512, got '800x'"),
+        (["--resolutions", "1x2x3"], "expected HxW"),
         (["--modes", "inference,dreaming"], "expected some of inference,training,latency, got 'inference,dreaming'"),
         (["--paths", "graphed"], "CUDA graphs need a GPU"),
         (["--batch-size", "0"], "must be above 0"),

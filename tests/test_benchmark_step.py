@@ -18,7 +18,7 @@ from torch import nn
 
 REPOSITORY = Path(__file__).parents[1]
 TOOL = REPOSITORY / "tools" / "benchmark_step.py"
-QUICK = ["--device", "cpu", "--quick", "--repeats", "2", "--min-seconds", "0.001", "--size", "64", "--batch", "2"]
+QUICK = ["--device", "cpu", "--quick", "--repeats", "2", "--min-seconds", "0.001", "--size", "64", "--batch-size", "2"]
 OUR_SEG, OUR_DET = "seg_configs/upernet_hier_vig_t.py", "det_configs/mask_rcnn_hier_vig_t.py"
 SWIN_SEG = "mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"
 SWIN_DET = "mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py"
@@ -220,8 +220,8 @@ def test_time_limit_ends_a_row(run):
         ([f"{OUR_SEG}@model.bakbone.arch=tiny"], "did you mean 'model.backbone'?"),
         ([f"{OUR_SEG}@compile=True"], "would hide the parts of a step"),
         ([OUR_SEG, OUR_SEG], "two rows of one name"),
-        ([OUR_SEG, "--size", "64,96"], "expected one size"),
-        ([OUR_SEG, "--batch", "0"], "--batch must be above 0"),
+        ([OUR_SEG, "--size", "64,96"], "expected HxW"),
+        ([OUR_SEG, "--batch-size", "0"], "--batch-size must be above 0"),
         ([OUR_SEG, "--modes", "dreaming"], "expected some of training,inference,latency, got 'dreaming'"),
         ([OUR_SEG, "--data", "real", "--modes", "latency"], "expected --modes training alone"),
         ([OUR_SEG, "--data", "real", "--size", "64"], "no --size"),
@@ -568,7 +568,7 @@ def test_profile_that_torch_writes_can_be_read(part, monkeypatch):
 def test_row_of_a_gpu(tool, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(REPOSITORY)
     table = tmp_path / "step.json"
-    sizes = ["--size", "64", "--batch", "2", "--quick", "--json", str(table)]
+    sizes = ["--size", "64", "--batch-size", "2", "--quick", "--json", str(table)]
     assert tool.main([OUR_DET, OUR_SEG, *sizes, "--modes", "training,inference", "--kernels"]) == 0
     assert capsys.readouterr().out.count("longest kernels of a step") == 4
     for row in json.loads(table.read_text())["rows"]:

@@ -243,7 +243,7 @@ def test_detector_gives_maps_of_neck_and_rpn(load):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["vig_tiny", "--size", "12"], "expected HEIGHTxWIDTH"),
+        (["vig_tiny", "--size", "12"], "at least 33 pixels"),
         (["vig_tiny", "--argmax"], "expected a config, not the name of a backbone"),
         (["vig_tiny", "no_such_file.pth"], "no checkpoint at no_such_file.pth"),
         (["vig_huge"], "no config at vig_huge"),

@@ -424,7 +424,7 @@ def test_numbers_go_to_a_file(run: Callable[..., tuple[int, str, str]], tmp_path
     [
         (["det_configs/mask_rcnn_vig.py"], "Did you mean"),
         (["det_configs/mask_rcnn_vig_t.py", "--size", "8"], "smaller than a patch"),
-        (["det_configs/mask_rcnn_vig_t.py", "--size", "8", "8", "8"], "--size 8 8 8: expected HEIGHT WIDTH"),
+        (["det_configs/mask_rcnn_vig_t.py", "--size", "8x8x8"], "expected HxW, or one side"),
         (["det_configs/mask_rcnn_vig_t.py", "--cfg-options", "model"], "expected KEY=VALUE"),
         ([], "expected configs, or --table"),
         (["det_configs/mask_rcnn_vig_t.py", "--write"], "--write: expected --table"),

@@ -330,7 +330,7 @@ def test_wrong_arguments_are_named(tmp_path, arguments, message):
 
 def test_tool_writes_a_set_and_a_preview(tmp_path, tool):
     root, preview = tmp_path / "toy", tmp_path / "preview.png"
-    code, out, err = tool(root, "--train", 3, "--val", 2, "--size", 32, 48, "--preview", preview)
+    code, out, err = tool(root, "--train", 3, "--val", 2, "--size", "32x48", "--preview", preview)
     assert code == 0, err
     assert "train: 3 images" in out
     assert "5/5 (100%)" in err

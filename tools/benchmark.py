@@ -76,6 +76,7 @@ from _models import (
 )
 from _results import Row, draw_plot, fits_of, format_header, format_row, name_of, ratios_of
 from _roofline import Machine, matmul_rate
+from _sizes import parse_sizes
 from _timing import (
     OUT_OF_MEMORY,
     Effort,
@@ -189,16 +190,6 @@ def parse_model(text: str) -> Contender:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def parse_resolutions(text: str) -> list[Size]:
-    sizes = []
-    for part in text.split(","):
-        sides = [int(side) if side.strip().isdecimal() else 0 for side in part.split("x")]
-        if len(sides) > 2 or not all(sides):
-            raise argparse.ArgumentTypeError(f"expected sides or HxW in pixels such as 224,800x1344, got {text!r}")
-        sizes.append((sides[0], sides[-1]))
-    return list(dict.fromkeys(sizes))
-
-
 def parse_choices(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
         names = text.split(",")
@@ -225,7 +216,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = f"image sizes (default: {','.join(map(name_of, RESOLUTIONS))})"
     parser.add_argument("models", nargs="*", type=parse_model, metavar="MODEL", help=f"default: {' '.join(DEFAULTS)}")
-    parser.add_argument("--resolutions", type=parse_resolutions, default=RESOLUTIONS, metavar="N|HxW,..", help=sizes)
+    parser.add_argument("--resolutions", type=parse_sizes, default=RESOLUTIONS, metavar="N|HxW,..", help=sizes)
     parser.add_argument("--modes", type=parse_choices(MODES), default=[*MODES], metavar="MODE,..", help="default: all")
     parser.add_argument(
         "--paths", type=parse_choices(PATHS), metavar="PATH,..", help="default: all that the device has"

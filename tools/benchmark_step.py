@@ -3,7 +3,7 @@
 
 examples:
   python tools/benchmark_step.py seg_configs/upernet_hier_vig_t.py \\
-      mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py --batch 16
+      mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py --batch-size 16
   python tools/benchmark_step.py stock=mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py \\
       ours=det_configs/mask_rcnn_hier_vig_t.py --json step.json --plot step.png --kernels
   python tools/benchmark_step.py eager=seg_configs/upernet_vig_s.py \\
@@ -66,6 +66,7 @@ from typing import Any
 import torch
 from _benchmark import DTYPES, add_options, complete_options, write_json
 from _models import TRAINING
+from _sizes import parse_size
 from _step_configs import Variant, check_names, load_variant, parse_variant
 from _step_device import count_operators, profile_steps
 from _step_parts import DeviceClock, WallClock, part_times
@@ -82,7 +83,7 @@ from _timing import (
     short_reason,
     time_limit,
 )
-from benchmark import parse_choices, parse_resolutions
+from benchmark import parse_choices
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from torch import nn
@@ -173,12 +174,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("configs", nargs="+", type=parse_variant, metavar="CONFIG", help="see above")
     parser.add_argument("--modes", type=parse_choices(MODES), metavar="MODE,..", help="default: all")
     parser.add_argument("--data", choices=DATA_SOURCES, default=DATA_SOURCES[0], help="default: synthetic")
-    parser.add_argument("--size", type=parse_resolutions, metavar="HxW", help=sizes)
+    parser.add_argument("--size", type=parse_size, metavar="HxW", help=sizes)
     parser.add_argument(
         "--smaller", type=float, default=0.0, metavar="SHARE",
         help="sides of synthetic images are up to this share smaller, so that batches are padded (default: 0)",
     )  # fmt: skip
-    parser.add_argument("--batch", type=int, metavar="N", help="of training and inference (default: the config's)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="of training and inference (default: the config's)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="of autocast (default: bf16; on a CPU fp32, without it)")
     parser.add_argument("--cfg-options", **options, help="change fields of all configs")
     parser.add_argument("--kernels", action="store_true", help="on a GPU, list the longest kernels of each row")
@@ -189,10 +190,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     real = args.data == "real"
     args.dtype = args.dtype or ("bf16" if args.device.type == "cuda" else "fp32")
     args.modes = args.modes or ([TRAINING] if real else [*MODES])
-    if args.batch is not None and args.batch < 1:
-        parser.error("--batch must be above 0")
-    if args.size and len(args.size) > 1:
-        parser.error("--size: expected one size such as 512x512")
+    if args.batch_size is not None and args.batch_size < 1:
+        parser.error("--batch-size must be above 0")
     if not 0 <= args.smaller < 1:
         parser.error("--smaller must be at least 0 and below 1")
     if real and (args.size or args.smaller or args.modes != [TRAINING]):
@@ -226,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     about = describe_machine(args.device, {"dtype": args.dtype, "data": args.data}, packages)
     print(", ".join(f"{key} {value}" for key, value in about.items()))
 
-    setup = Setup(args.device, DTYPES[args.dtype], args.size and args.size[0], args.batch, real, args.smaller)
+    setup = Setup(args.device, DTYPES[args.dtype], args.size, args.batch_size, real, args.smaller)
     benchmark = Benchmark(setup, Effort(args.repeats, args.min_seconds), args.time_limit)
     table = Table.of([variant.name for variant in args.configs], on_gpu, real)
     rows: list[Row] = []

@@ -22,7 +22,6 @@ exit code: 0 exported and equal to rounding, 1 the outputs differ, 2 cannot be e
 
 import argparse
 import json
-import re
 import sys
 import time
 from dataclasses import asdict
@@ -30,6 +29,7 @@ from pathlib import Path
 
 import torch
 from _command import run_command
+from _sizes import parse_size
 from mmengine.config import DictAction
 from torch import Tensor, nn
 
@@ -63,10 +63,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def image_size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match or min(int(match[1]), int(match[2])) < 33:
-        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH from 33x33 pixels, such as 512x768, got {text!r}")
-    return int(match[1]), int(match[2])
+    size = parse_size(text)
+    if min(size) < 33:
+        raise argparse.ArgumentTypeError(f"expected sides of at least 33 pixels, got {text!r}")
+    return size
 
 
 def build(args: argparse.Namespace) -> tuple[nn.Module, tuple[str, ...]]:

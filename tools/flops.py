@@ -4,7 +4,7 @@
 examples:
   python tools/flops.py det_configs/mask_rcnn_vig_t.py
   python tools/flops.py seg_configs/upernet_hier_vig_s.py --size 512 --depth 4
-  python tools/flops.py mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py --size 800 1280 --json swin.json
+  python tools/flops.py mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py --size 800x1280 --json swin.json
   python tools/flops.py --table det_configs            # the table of det_configs/README.md
   python tools/flops.py --table seg_configs --write    # put it there
 
@@ -37,6 +37,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from _command import run_command
+from _sizes import parse_size
 from _step_configs import find_config, parse_options
 
 from vig_backbone.openmmlab.complexity import (
@@ -63,7 +64,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     description = __doc__.replace("{proposals}", str(PROPOSALS)).replace("{detections}", str(DETECTIONS))
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="*", metavar="CONFIG")
-    parser.add_argument("--size", nargs="+", type=int, metavar="N", help="height and width of the image, or one side")
+    parser.add_argument("--size", type=parse_size, metavar="HxW", help="of the image; one number for a square")
     parser.add_argument("--depth", type=int, default=2, metavar="N", help="of the tree of modules (default: 2)")
     parser.add_argument(
         "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="change fields of the configs"
@@ -75,10 +76,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--write", action="store_true", help="put that table into the README.md of the folder")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
-    if args.size and (len(args.size) > 2 or min(args.size) < 1):
-        parser.error(
-            f"--size {' '.join(map(str, args.size))}: expected HEIGHT WIDTH, or one side of a square, in pixels"
-        )
     if bool(args.configs) == bool(args.table):
         parser.error("expected configs, or --table FOLDER")
     if args.write and (args.size or not args.table):
@@ -93,11 +90,7 @@ def count(name: str, args: argparse.Namespace) -> Row:
     if not all("=" in option for option in args.cfg_options):
         raise ConfigError(f"--cfg-options {' '.join(args.cfg_options)}: expected KEY=VALUE")
     cfg = load_config(find_config(name), options=parse_options(args.cfg_options))
-    return Row(name, cfg, count_config(cfg, size_of(args)))
-
-
-def size_of(args: argparse.Namespace) -> tuple[int, int] | None:
-    return (args.size[0], args.size[-1]) if args.size else None
+    return Row(name, cfg, count_config(cfg, args.size))
 
 
 def sort_key(path: Path) -> tuple[list[str], str]:

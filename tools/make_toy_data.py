@@ -4,12 +4,14 @@
 examples:
   python tools/make_toy_data.py data/toy                     # 160 + 40 images of 128x128, seconds
   python tools/make_toy_data.py data/toy --preview toy.png   # and a picture of what is in it
-  python tools/make_toy_data.py data/hard --difficulty hard --size 256 384 --train 1600 --val 160
+  python tools/make_toy_data.py data/hard --difficulty hard --size 256x384 --train 1600 --val 160
   python tools/make_toy_data.py data/toy --seed 1 --overwrite
 """
 
 import argparse
 import sys
+
+from _sizes import parse_size
 
 from vig_backbone.data.contact_sheet import draw_contact_sheet
 from vig_backbone.data.progress import ProgressLine
@@ -19,7 +21,7 @@ from vig_backbone.data.toy import make_toy_data
 def parse_args(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", help="folder to write; it holds coco/, ade/ and toy.json afterwards")
-    parser.add_argument("--size", type=int, nargs="+", default=[128], metavar="PX", help="one side, or height width")
+    parser.add_argument("--size", type=parse_size, default=(128, 128), metavar="HxW", help="default: 128x128")
     parser.add_argument("--train", type=int, default=160, metavar="N", help="training images (default: 160)")
     parser.add_argument("--val", type=int, default=40, metavar="N", help="validation images (default: 40)")
     parser.add_argument("--difficulty", choices=("easy", "hard"), default="easy", help="7 or 16 classes of things")
@@ -31,11 +33,10 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
 
 def main(argv: list[str] | None = None) -> int:
     parser, args = parse_args(argv)
-    size = args.size[0] if len(args.size) == 1 else tuple(args.size)
     progress = ProgressLine("drawing images", sys.stderr)
     try:
         summary = make_toy_data(
-            args.root, args.train, args.val, size, args.difficulty, args.seed, progress, args.overwrite
+            args.root, args.train, args.val, args.size, args.difficulty, args.seed, progress, args.overwrite
         )
         if args.preview:
             draw_contact_sheet(args.root, args.preview)

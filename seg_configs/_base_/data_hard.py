@@ -1,5 +1,5 @@
 # Laid over any config of this folder, or over a stock UperNet of mmseg, by `--data hard`: the harder embedded data set
-# (tools/make_toy_data.py data/hard --difficulty hard --size 256 384 --train 1600 --val 160): 17 classes, shapes of any
+# (tools/make_toy_data.py data/hard --difficulty hard --size 256x384 --train 1600 --val 160): 17 classes, shapes of any
 # colour and digits from 15 to 128 pixels, on vivid photos. With a schedule that learns it from scratch in minutes on a
 # GPU. tools/compare_training.py trains several models by it. Backbone and pyramid stay as they are.
 classes = (

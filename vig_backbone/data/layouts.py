@@ -55,7 +55,7 @@ LAYOUTS = {
 # Arguments of tools/make_toy_data.py for the embedded sets, by the name of their folder.
 EMBEDDED = {
     "toy": "data/toy",
-    "hard": "data/hard --difficulty hard --size 256 384 --train 1600 --val 160",
+    "hard": "data/hard --difficulty hard --size 256x384 --train 1600 --val 160",
 }
 
 

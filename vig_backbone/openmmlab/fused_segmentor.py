@@ -20,8 +20,8 @@ from .upload import upload
 
 STOCK = "with keep_logits (and so with test-time augmentation), one class or a predict of the head's own it is 'mean'"
 Features = tuple[Tensor, ...]
-# Pixels of the windows of sliding inference that go through the model at a time: 16 windows of 512 x 512 on a GPU, where
-# fewer would leave it waiting for Python (measured with 4: 41 % busy); 4 on a CPU.
+# Pixels of the windows of sliding inference that go through the model at a time: 16 windows of 512 x 512 on a GPU,
+# where fewer would leave it waiting for Python (measured with 4: 41 % busy); 4 on a CPU.
 WINDOW_PIXELS = {"cuda": 16 * 512**2, "cpu": 4 * 512**2}
 # How much the pixels of a window count, along one side of it.
 BLENDS: dict[str, Callable[[int], Tensor]] = {
