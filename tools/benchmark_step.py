@@ -7,9 +7,9 @@ examples:
   python tools/benchmark_step.py stock=mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py \\
       ours=det_configs/mask_rcnn_hier_vig_t.py --json step.json --plot step.png --kernels
   python tools/benchmark_step.py eager=seg_configs/upernet_vig_s.py \\
-      compiled=seg_configs/upernet_vig_s.py@model.backbone.compile=True,model.backbone.drop_path_rate=0.0
-  python tools/benchmark_step.py masked=det_configs/mask_rcnn_vig_s.py --smaller 0.25 \
-      as_image=det_configs/mask_rcnn_vig_s.py@model.data_preprocessor.valid_sizes=False  # what padding costs
+      compiled=seg_configs/upernet_vig_s.py@model.backbone.compile=True
+  python tools/benchmark_step.py masked=det_configs/mask_rcnn_vig_s.py \\
+      as_image=det_configs/mask_rcnn_vig_s.py@model.data_preprocessor.valid_sizes=False --smaller 0.25  # what padding costs
   python tools/benchmark_step.py seg_configs/upernet_vig_s.py --data real \\
       --cfg-options train_dataloader.num_workers=8
 

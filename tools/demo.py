@@ -99,10 +99,14 @@ def draw_overview(folders: list[Path], target: Path, columns: int = 3) -> None:
     overview.resize((overview.width // 2, overview.height // 2), Image.Resampling.LANCZOS).save(target)
 
 
-def main() -> None:
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/demo"), help="default: work_dirs/demo")
-    args = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    args = parse_args(None)
 
     start = time.monotonic()
     preview = args.work_dir / "data.png"
