@@ -9,7 +9,7 @@ examples:
   python tools/benchmark_step.py eager=seg_configs/upernet_vig_s.py \\
       compiled=seg_configs/upernet_vig_s.py@model.backbone.compile=True
   python tools/benchmark_step.py masked=det_configs/mask_rcnn_vig_s.py \\
-      as_image=det_configs/mask_rcnn_vig_s.py@model.data_preprocessor.valid_sizes=False --smaller 0.25  # what padding costs
+      as_image=det_configs/mask_rcnn_vig_s.py@model.data_preprocessor.valid_sizes=False --smaller 0.25  # padding
   python tools/benchmark_step.py seg_configs/upernet_vig_s.py --data real \\
       --cfg-options train_dataloader.num_workers=8
 
