@@ -79,7 +79,7 @@ def load_config(path: str | Path, data: str | None = None, options: dict[str, An
         cfg.merge_from_dict(_for_every_item(overlay, cfg._cfg_dict))
     _check_field_names(cfg, path)
     if options:
-        _check_options(cfg, options)
+        check_options(cfg, options)
         cfg.merge_from_dict(options)
     if imports := cfg.get("custom_imports"):
         import_modules_from_strings(**imports)  # once more: `data` or `options` may have added some
@@ -223,8 +223,8 @@ def _check_field_names(cfg: Config, path: Path) -> None:
                 raise ConfigError(f"{path}: unknown field {name!r}, did you mean {close[0]!r}?")
 
 
-def _check_options(cfg: Config, options: dict[str, Any]) -> None:
-    """An option must change a field that is there, or add one to a dict that is there."""
+def check_options(cfg: Config, options: dict[str, Any]) -> None:
+    """An option must change a field that is there, or add one to a dict that is there; ConfigError otherwise."""
     for option in options:
         node: Any = cfg._cfg_dict
         walked: list[str] = []

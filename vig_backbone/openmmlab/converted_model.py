@@ -33,7 +33,9 @@ def verify_model(source: str, converted: Converted, key: str | None = None) -> f
 
 
 def raw_outputs(model: nn.Module, images: Tensor) -> Any:
-    """What the last layers on whole maps give for images [B, 3, H, W]: logits, or maps of the neck and of the RPN."""
+    """What the last layers on whole maps give for images [B, 3, H, W]: logits, or maps of the neck and RPN."""
+    if not hasattr(model, "extract_feat"):  # a classifier
+        return model(images)
     maps = model.extract_feat(images)
     if hasattr(model, "decode_head"):
         return model.decode_head(maps)

@@ -15,7 +15,7 @@ from ..vig import ViG
 DEFAULTS: dict[str, Any] = dict(layer_decay_rate=1.0, custom_keys={})
 MULTIPLIERS = ("lr_mult", "decay_mult")
 REST = "rest"
-LAST = re.compile(r"(norm|outnorm\d+|adapter)\.")  # of the backbone, and yet at the full rate
+LAST = re.compile(r"(norm|outnorm\d+|adapter|head|classifier)\.")  # of the backbone, and yet at the full rate
 
 
 class LayerRow(NamedTuple):
