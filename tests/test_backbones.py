@@ -600,6 +600,16 @@ def test_drop_path_drops_whole_samples_and_keeps_the_expectation():
     assert abs(values.mean() - 1) < 0.045
 
 
+def test_drop_path_takes_another_rate():
+    layer = DropPath(0.3)
+    layer.rate = 0.0
+    assert layer(torch.ones(4, 3)).min() == 1
+    layer.rate = 0.9
+    assert layer(torch.ones(400, 3)).min() == 0
+    with pytest.raises(ValueError, match="must lie in"):
+        layer.rate = 1.0
+
+
 def test_drop_path_is_the_identity_in_evaluation_and_at_rate_zero():
     x = torch.randn(8, 3)
     assert DropPath(0.9).eval()(x) is x

@@ -103,16 +103,20 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
+        self.rate = rate
+
+    @property
+    def rate(self) -> float:
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
         if not 0 <= rate < 1:
             raise ValueError(f"drop path rate must lie in [0, 1), got {rate}")
         self._rate = rate
         # A tensor, so that blocks that differ in it alone share a compiled graph; on the CPU, where reading it is free.
         self._kept = torch.tensor(1 - rate, device="cpu")
         self._drops = rate > 0
-
-    @property
-    def rate(self) -> float:
-        return self._rate
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self._drops and self.training):
