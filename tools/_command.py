@@ -34,6 +34,16 @@ def add_config_arguments(parser: argparse.ArgumentParser, launcher: bool = True)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
+def add_amp_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--amp",
+        nargs="?",
+        const="bfloat16",
+        choices=("bfloat16", "float16"),
+        help="automatic mixed precision (default type: bfloat16)",
+    )
+
+
 def load(args: argparse.Namespace) -> Config:
     """The config of the command line, with its work dir set."""
     cfg = load_config(args.config, args.data, args.cfg_options)

@@ -22,7 +22,7 @@ from urllib.parse import urlparse
 
 import torch
 from _benchmark import write_json
-from _command import run_command
+from _command import add_amp_argument, run_command
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 
@@ -114,13 +114,7 @@ def add_shared(parser: argparse.ArgumentParser, batch_size: int) -> None:
         "--batch-size", type=int, default=batch_size, metavar="N", help=f"of each process (default: {batch_size})"
     )
     parser.add_argument("--workers", type=int, default=4, metavar="N", help="that read images (default: 4)")
-    parser.add_argument(
-        "--amp",
-        nargs="?",
-        const="bfloat16",
-        choices=("bfloat16", "float16"),
-        help="automatic mixed precision (default type: bfloat16)",
-    )
+    add_amp_argument(parser)
     parser.add_argument("--compile", action="store_true", help="torch.compile of the blocks")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

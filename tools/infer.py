@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from _command import add_config_arguments, load, run_command
+from _command import add_amp_argument, add_config_arguments, load, run_command
 
 from vig_backbone.openmmlab.errors import ConfigError
 from vig_backbone.openmmlab.inference import (
@@ -55,13 +55,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default: 1)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
-    parser.add_argument(
-        "--amp",
-        nargs="?",
-        const="bfloat16",
-        choices=("bfloat16", "float16"),
-        help="automatic mixed precision (default type: bfloat16)",
-    )
+    add_amp_argument(parser)
     parser.add_argument("--tta", action="store_true", help="test-time augmentation as the config describes it")
     parser.add_argument(
         "--window", type=int, metavar="N", help="segment at full resolution, in overlapping windows of N x N pixels"

@@ -12,7 +12,7 @@ examples:
 import argparse
 import sys
 
-from _command import add_config_arguments, load, run_command
+from _command import add_amp_argument, add_config_arguments, load, run_command
 
 from vig_backbone.openmmlab.configuration import (
     PRETRAINED_FOLDER,
@@ -45,13 +45,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="ImageNet weights of the backbone: a file, a URL, or a folder with the official file in it "
         f"(default: {PRETRAINED_FOLDER})",
     )
-    parser.add_argument(
-        "--amp",
-        nargs="?",
-        const="bfloat16",
-        choices=("bfloat16", "float16"),
-        help="automatic mixed precision (default type: bfloat16)",
-    )
+    add_amp_argument(parser)
     parser.add_argument("--ema", action="store_true", help="evaluate an exponential moving average of the weights")
     parser.add_argument(
         "--fsdp", action="store_true", help="shard parameters, gradients and optimizer state over the processes"

@@ -19,7 +19,7 @@ def check_data_is_there(cfg: Config, splits: tuple[str, ...]) -> None:
     """
     kind = "coco" if cfg.default_scope == "mmdet" else "ade20k"
     for split in splits:
-        for dataset in _leaves(cfg.get(f"{split}_dataloader", {}).get("dataset", {})):
+        for dataset in leaf_datasets(cfg.get(f"{split}_dataloader", {}).get("dataset", {})):
             root = str(dataset.get("data_root") or ".")
             if "://" in root:
                 continue
@@ -28,10 +28,11 @@ def check_data_is_there(cfg: Config, splits: tuple[str, ...]) -> None:
                 raise DataError(f"{split}_dataloader: " + missing_data_message(kind, root, missing))
 
 
-def _leaves(dataset: dict) -> Iterator[dict]:
+def leaf_datasets(dataset: dict) -> Iterator[dict]:
+    """The configs of the data sets inside of wrappers and concatenations; none in an empty one."""
     inner = [dataset["dataset"]] if "dataset" in dataset else dataset.get("datasets", [])
     for child in inner:
-        yield from _leaves(child)
+        yield from leaf_datasets(child)
     if not inner and dataset:
         yield dataset
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -16,6 +16,7 @@ from torch import nn
 
 from ...checkpoint import CheckpointError, compare, read_checkpoint
 from ..errors import ConfigError
+from ..preflight import leaf_datasets
 
 TASKS = {"mmdet": "detection", "mmseg": "segmentation"}
 Color = tuple[int, int, int]  # red, green, blue, 0 to 255
@@ -101,19 +102,11 @@ def _refuse_other_classes(trained_on: Any, wanted: int | None, checkpoint: str) 
 
 def _metainfo(cfg: Config) -> dict[str, Any]:
     """What the config says about the classes of its test data, without looking for that data."""
-    for dataset in _leaves(cfg.get("test_dataloader", {}).get("dataset", {})):
+    for dataset in leaf_datasets(cfg.get("test_dataloader", {}).get("dataset", {})):
         name = str(dataset.get("type"))
         cls = DATASETS.get(name if "." in name else f"{cfg.default_scope}.{name}")
         return {**getattr(cls, "METAINFO", {}), **(dataset.get("metainfo") or {})}
     return {}
-
-
-def _leaves(dataset: dict) -> Iterator[dict]:
-    inner = [dataset["dataset"]] if "dataset" in dataset else dataset.get("datasets", [])
-    for child in inner:
-        yield from _leaves(child)
-    if not inner and dataset:
-        yield dataset
 
 
 def _classes(trained_on: Mapping, configured: Mapping, count: int | None) -> Classes:
